@@ -1,0 +1,103 @@
+"""SAY: the shape of the JSON report (schema 1), which other programs read. Keys are added in later versions, never changed or removed."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+SCHEMA = 1
+
+
+class ModelFigures(TypedDict):
+    """One of the two models. `macs`: of one run at batch 1; `bytes`: of the file with its external data; `latency_ms`: median.
+
+    `peak_memory_bytes`: most bytes of activations alive at once at batch 1, in node order.
+    """
+
+    path: str | None
+    sha256: str | None
+    bytes: int
+    parameters: int
+    macs: int
+    peak_memory_bytes: int
+    latency_ms: float | None
+
+
+class GroupFigures(TypedDict):
+    """One channel group; `layers` are the layers that make or read its channels."""
+
+    name: str
+    kind: str
+    channels: int
+    kept: int
+    layers: list[str]
+
+
+class PinFigures(TypedDict):
+    tensor: str
+    reason: str
+    channels: int
+
+
+class Deviation(TypedDict):
+    """How one output of the pruned model differs from the original's on held-out inputs; None where it is not defined.
+
+    `top1_agreement`: share of positions whose arg max over the last axis (axis 1 of 4-D and 5-D outputs) is the same.
+    """
+
+    max_abs: float
+    mean_abs: float
+    relative_l2: float
+    cosine: float | None
+    snr_db: float | None
+    top1_agreement: float | None
+
+
+class Accuracy(TypedDict):
+    original: float
+    pruned: float
+
+
+class Gate(TypedDict):
+    expression: str
+    value: float | None
+    passed: bool
+
+
+class LatencyFigures(TypedDict):
+    """Interleaved timing of both models. `speedup` = original / pruned, of the medians."""
+
+    threads: int
+    runs: int
+    batch: int
+    original_ms: float
+    pruned_ms: float
+    original_p90_ms: float
+    pruned_p90_ms: float
+    speedup: float
+
+
+class Report(TypedDict):
+    """What `--json` writes. `removed`: parameter of the original -> axis -> positions that went, in the original's numbering."""
+
+    schema: int
+    tool: dict[str, str]
+    method: str
+    options: dict[str, Any]
+    ratio: float | None
+    seed: int
+    device: str
+    original: ModelFigures
+    pruned: ModelFigures
+    groups: list[GroupFigures]
+    removed: dict[str, dict[str, list[int]]]
+    pinned: list[PinFigures]
+    repair: dict[str, Any]
+    alignment: dict[str, Any]
+    latency: LatencyFigures | None
+    deviation: dict[str, Deviation]
+    accuracy: Accuracy | None
+    proof: dict[str, Any]
+    data: dict[str, Any]
+    gates: list[Gate]
+    timings: dict[str, float]
+    warnings: list[str]

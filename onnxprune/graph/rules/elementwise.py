@@ -1,0 +1,83 @@
+"""Operators that work position by position, with numpy broadcasting: channels go straight through, two operands are tied."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxprune.graph.labels import Flow, rule
+from onnxprune.network import Ints
+
+UNARY = (
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu", "Clip", "Cos", "Cosh", "Elu", "Erf",
+    "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Not",
+    "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan",
+    "Tanh", "ThresholdedRelu",
+)  # fmt: skip
+BROADCASTING = (
+    "Add", "And", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max",
+    "Mean", "Min", "Mod", "Mul", "Or", "Pow", "Sub", "Sum", "Where", "Xor",
+)  # fmt: skip
+
+
+@rule(*UNARY)
+def unary(flow: Flow, index: int) -> None:
+    node = flow.graph.nodes[index]
+    flow.give(node.output[0], flow.labels(node.input[0]))
+
+
+@rule("Dropout", note="the mask follows too")
+def dropout(flow: Flow, index: int) -> None:
+    node = flow.graph.nodes[index]
+    for output in node.output:
+        flow.give(output, flow.labels(node.input[0]))
+
+
+@rule("PRelu", note="a slope per channel follows")
+def prelu(flow: Flow, index: int) -> None:
+    _broadcast(flow, index)
+
+
+@rule(*BROADCASTING, note="per-channel constants follow, two activations are tied")
+def broadcasting(flow: Flow, index: int) -> None:
+    _broadcast(flow, index)
+
+
+def _broadcast(flow: Flow, index: int) -> None:
+    graph = flow.graph
+    node = graph.nodes[index]
+    output = graph.shapes[node.output[0]]
+    found: dict[int, Ints] = {}
+    for axis, length in enumerate(output):
+        found |= _one_axis(flow, index, axis, length, len(output))
+    flow.give(node.output[0], found)
+
+
+def _one_axis(flow: Flow, index: int, axis: int, length: int, rank: int) -> dict[int, Ints]:
+    """Labels of one output axis: all operands that span it are tied; one that is broadcast over it may not lose its only channel."""
+    graph = flow.graph
+    node = graph.nodes[index]
+    spans: list[tuple[int, str, int]] = []
+    labelled: Ints | None = None
+    for position, name in enumerate(node.input):
+        own = axis - rank + len(graph.shapes[name])
+        if own < 0:
+            continue
+        labels = flow.labels(name).get(own)
+        if graph.shapes[name][own] != length:
+            if labels is not None:
+                flow.pin(labels, name, f"broadcast over the channels of another operand of {graph.label(index)!r}")
+            continue
+        spans.append((position, name, own))
+        labelled = labels if labelled is None else labelled
+    if labelled is None:
+        return {}
+    for position, name, own in spans:
+        labels = flow.labels(name).get(own)
+        if labels is not None:
+            flow.tie(labelled, labels)
+        elif name in graph.constants:
+            if length > 1 or len(spans) == 1:
+                flow.parameter(index, position, own, "follows", labelled)
+        else:
+            flow.pin(labelled, name, f"{graph.label(index)!r} combines it with {name!r}, which carries no channels")
+    return {axis: np.asarray(labelled)}

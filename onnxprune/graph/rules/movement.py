@@ -1,0 +1,231 @@
+"""Operators that only move data: Concat, Pad, Slice, Transpose, Squeeze, Unsqueeze, Flatten, Reshape. Labels move with it."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from onnxprune.graph.labels import Flow, Resizer, rule
+from onnxprune.network import Ints
+
+
+@rule("Shape", "Size", "ConstantOfShape", "Range", note="sizes are read at run time and come out right by themselves")
+def sizes(flow: Flow, index: int) -> None:
+    """Shape arithmetic carries no channels: what it computes follows the pruned sizes at run time."""
+
+
+@rule("Concat")
+def concat(flow: Flow, index: int) -> None:
+    graph = flow.graph
+    node = graph.nodes[index]
+    rank = len(graph.shapes[node.output[0]])
+    along = graph.attribute(index, "axis", 1) % rank
+    names = [n for n in node.input if n]
+    found: dict[int, Ints] = {}
+    for axis in range(rank):
+        if not any(axis in flow.labels(n) for n in names):
+            continue
+        parts = [_concat_part(flow, index, n, axis) for n in names]
+        if axis == along:
+            found[axis] = np.concatenate(parts)
+        else:
+            for part in parts[1:]:
+                flow.tie(parts[0], part)
+            found[axis] = parts[0]
+    flow.give(node.output[0], found)
+
+
+def _concat_part(flow: Flow, index: int, name: str, axis: int) -> Ints:
+    """Labels of one part; a constant part (zeros that widen a shortcut) can be cut like any parameter."""
+    graph = flow.graph
+    length = graph.shapes[name][axis]
+    if name in graph.constants:
+        labels = flow.fresh(length)
+        flow.parameter(index, list(graph.nodes[index].input).index(name), axis, "follows", labels)
+        return labels
+    return flow.need(name, axis, length, f"{graph.label(index)!r} joins it with channels, and it carries none")
+
+
+def _pads(flow_or_edit: Flow | Resizer, index: int) -> tuple[list[int], list[int]] | None:
+    """Amounts before and after every axis; None where they are not known before a run."""
+    graph = flow_or_edit.graph
+    node = graph.nodes[index]
+    rank = len(graph.shapes[node.input[0]])
+    amounts = graph.attribute(index, "pads") or graph.attribute(index, "paddings")
+    name = graph.input(index, 1)
+    if name:
+        if name not in graph.values:
+            return None
+        amounts = graph.values[name].tolist()
+    axes = list(range(rank))
+    if graph.input(index, 3):
+        if graph.input(index, 3) not in graph.values:
+            return None
+        axes = [int(a) % rank for a in graph.values[graph.input(index, 3)].tolist()]
+    before, after = [0] * rank, [0] * rank
+    for i, axis in enumerate(axes):
+        before[axis], after[axis] = int(amounts[i]), int(amounts[i + len(axes)])
+    return before, after
+
+
+def _resize_pad(edit: Resizer, index: int) -> None:
+    """Padded positions are channels of their own: as many are added as stay."""
+    graph = edit.graph
+    found = _pads(edit, index)
+    if found is None:
+        return
+    before, after = found
+    changed = False
+    for axis, length in enumerate(graph.shapes[graph.nodes[index].output[0]]):
+        kept = edit.kept(graph.nodes[index].output[0], axis)
+        if kept is not None and (before[axis] or after[axis]):
+            before[axis], after[axis] = int((kept < before[axis]).sum()), int((kept >= length - after[axis]).sum())
+            changed = True
+    if not changed:
+        return
+    axes = graph.values[graph.input(index, 3)].tolist() if graph.input(index, 3) else range(len(before))
+    rank = len(before)
+    amounts = [before[int(a) % rank] for a in axes] + [after[int(a) % rank] for a in axes]
+    if graph.input(index, 1):
+        edit.set_input(index, 1, np.array(amounts, np.int64))
+    else:
+        edit.set_attribute(index, "pads", amounts)
+
+
+@rule("Pad", resize=_resize_pad, note="zero-padded channels (option A shortcuts) are channels; other modes along the channels: pinned")
+def pad(flow: Flow, index: int) -> None:
+    graph = flow.graph
+    node = graph.nodes[index]
+    labels = flow.labels(node.input[0])
+    amounts = _pads(flow, index)
+    found: dict[int, Ints] = {}
+    for axis, values in labels.items():
+        plain = graph.attribute(index, "mode", "constant") == "constant"
+        if amounts is None or not (plain or amounts[0][axis] == amounts[1][axis] == 0) or min(amounts[0][axis], amounts[1][axis]) < 0:
+            flow.pin(values, node.input[0], f"{graph.label(index)!r} pads or crops these channels")
+            continue
+        before, after = amounts[0][axis], amounts[1][axis]
+        found[axis] = np.concatenate([flow.fresh(before), values, flow.fresh(after)]) if before or after else values
+    flow.give(node.output[0], found)
+
+
+@rule("Slice", note="along axes without channels; along channels: pinned")
+def slice_(flow: Flow, index: int) -> None:
+    graph = flow.graph
+    node = graph.nodes[index]
+    before, after = graph.shapes[node.input[0]], graph.shapes[node.output[0]]
+    found: dict[int, Ints] = {}
+    sliced = _sliced_axes(flow, index, len(before))
+    for axis, labels in flow.labels(node.input[0]).items():
+        if sliced is None or axis in sliced or before[axis] != after[axis]:
+            flow.pin(labels, node.input[0], f"{graph.label(index)!r} takes a slice of these channels")
+        else:
+            found[axis] = labels
+    flow.give(node.output[0], found)
+
+
+def _sliced_axes(flow: Flow, index: int, rank: int) -> set[int] | None:
+    graph = flow.graph
+    axes = graph.attribute(index, "axes")
+    name = graph.input(index, 3)
+    if name:
+        if name not in graph.values:
+            return None
+        axes = graph.values[name].tolist()
+    return set(range(rank)) if axes is None else {int(a) % rank for a in axes}
+
+
+@rule("Transpose")
+def transpose(flow: Flow, index: int) -> None:
+    node = flow.graph.nodes[index]
+    rank = len(flow.graph.shapes[node.input[0]])
+    order = flow.graph.attribute(index, "perm") or list(range(rank))[::-1]
+    labels = flow.labels(node.input[0])
+    flow.give(node.output[0], {i: labels[a] for i, a in enumerate(order) if a in labels})
+
+
+def _resize_reshape(edit: Resizer, index: int) -> None:
+    """A target that states the number of channels is stated anew; 0, -1 and targets that follow at run time stay as they are."""
+    graph = edit.graph
+    node = graph.nodes[index]
+    target = graph.values[node.input[1]].copy()
+    changed = False
+    for axis in range(len(target)):
+        kept = edit.kept(node.output[0], axis)
+        if kept is not None and target[axis] > 0:
+            target[axis], changed = len(kept), True
+    if changed:
+        edit.set_input(index, 1, target)
+
+
+@rule("Reshape", resize=_resize_reshape, note="merging axes and axes of length 1; splitting channels: pinned")
+def reshape(flow: Flow, index: int) -> None:
+    graph = flow.graph
+    node = graph.nodes[index]
+    target = graph.values.get(graph.input(index, 1))
+    fixed = target is not None and (node.input[1] in graph.constants)
+    found = _blocks(flow, index)
+    if target is None:
+        flow.pin_all(node.input[0], f"the target of {graph.label(index)!r} is not known before a run")
+        return
+    for axis in [a for a in found if not fixed and target[a] > 0]:
+        flow.pin(found.pop(axis), node.input[0], f"the target of {graph.label(index)!r} is computed in the graph")
+    flow.give(node.output[0], found)
+
+
+@rule("Flatten", "Squeeze", "Unsqueeze")
+def regroup(flow: Flow, index: int) -> None:
+    flow.give(flow.graph.nodes[index].output[0], _blocks(flow, index))
+
+
+def _blocks(flow: Flow, index: int) -> dict[int, Ints]:
+    """Labels after a change of shape, block by block.
+
+    Both shapes are read from the left and cut wherever their products agree; each block of input axes then becomes a block of
+    output axes. A block with one long output axis merges: labels are spread over the axes merged with them. Others split.
+    """
+    graph = flow.graph
+    node = graph.nodes[index]
+    before, after = graph.shapes[node.input[0]], graph.shapes[node.output[0]]
+    labels = flow.labels(node.input[0])
+    found: dict[int, Ints] = {}
+    for ins, outs in blocks(before, after):
+        carrying = [a for a in ins if a in labels]
+        long = [a for a in outs if after[a] > 1]
+        if not carrying:
+            continue
+        if len(carrying) > 1 or len(long) != 1:
+            for axis in carrying:
+                flow.pin(labels[axis], node.input[0], f"{graph.label(index)!r} splits or mixes these channels ({node.op_type})")
+            continue
+        spread = [1] * len(ins)
+        spread[ins.index(carrying[0])] = before[carrying[0]]
+        whole = np.broadcast_to(labels[carrying[0]].reshape(spread), [before[a] for a in ins])
+        found[long[0]] = np.ascontiguousarray(whole).reshape(-1)
+    return found
+
+
+def blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """Split two shapes of equal product into the shortest blocks of axes with equal products; axes of length 1 stick to a block."""
+    found: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        ins, outs = [], []
+        if i < len(before):
+            ins.append(i)
+            i += 1
+        if j < len(after):
+            outs.append(j)
+            j += 1
+        while prod(before[a] for a in ins) != prod(after[a] for a in outs):
+            if prod(before[a] for a in ins) < prod(after[a] for a in outs) and i < len(before):
+                ins.append(i)
+                i += 1
+            elif j < len(after):
+                outs.append(j)
+                j += 1
+            else:
+                break
+        found.append((ins, outs))
+    return found

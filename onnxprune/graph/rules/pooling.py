@@ -1,0 +1,97 @@
+"""Pooling, resizing and reductions over positions: the channel axis goes through, whatever happens to the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from onnxprune.graph.labels import Flow, Resizer, rule
+
+POOLS = ("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool")
+REDUCTIONS = (
+    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum",
+    "ReduceSumSquare",
+)  # fmt: skip
+
+
+@rule(*POOLS, note="window over height, width, depth")
+def pool(flow: Flow, index: int) -> None:
+    graph = flow.graph
+    node = graph.nodes[index]
+    labels = dict(flow.labels(node.input[0]))
+    for axis in [a for a in labels if a >= 2]:
+        flow.pin(labels.pop(axis), node.input[0], f"{graph.label(index)!r} slides a window over these channels")
+    if len(node.output) > 1 and node.output[1] and graph.users.get(node.output[1]):
+        # Indices count over the whole tensor, so they change their meaning with the number of channels.
+        for found in labels.values():
+            flow.pin(found, node.output[1], f"the indices of {graph.label(index)!r} are read")
+    flow.give(node.output[0], labels)
+
+
+@rule(*REDUCTIONS, "ArgMax", "ArgMin", note="pinned along the axes it reduces")
+def reduce(flow: Flow, index: int) -> None:
+    graph = flow.graph
+    node = graph.nodes[index]
+    labels, rank = flow.labels(node.input[0]), len(graph.shapes[node.input[0]])
+    gone = _reduced_axes(flow, index, rank)
+    keepdims = bool(graph.attribute(index, "keepdims", 1))
+    found = {}
+    for axis, values in labels.items():
+        if gone is None or axis in gone:
+            flow.pin(values, node.input[0], f"{graph.label(index)!r} reduces these channels to one ({node.op_type})")
+        else:
+            found[axis if keepdims else axis - sum(g < axis for g in gone)] = values
+    flow.give(node.output[0], found)
+
+
+def _reduced_axes(flow: Flow, index: int, rank: int) -> set[int] | None:
+    """The axes that vanish; None where they are not known before a run."""
+    graph = flow.graph
+    if graph.nodes[index].op_type.startswith("Arg"):
+        return {int(graph.attribute(index, "axis", 0)) % rank}
+    axes: Any = graph.attribute(index, "axes")
+    name = graph.input(index, 1)
+    if name:
+        if name not in graph.values:
+            return None
+        axes = graph.values[name].tolist()
+    if not axes:
+        return set() if graph.attribute(index, "noop_with_empty_axes", 0) else set(range(rank))
+    return {int(a) % rank for a in axes}
+
+
+def _resize_sizes(edit: Resizer, index: int) -> None:
+    """Resize may state the whole output shape, channels included."""
+    graph = edit.graph
+    name = graph.input(index, 3)
+    kept = edit.kept(graph.nodes[index].output[0], 1)
+    if name and kept is not None and name in graph.constants:
+        sizes = graph.values[name].copy()
+        axes = graph.attribute(index, "axes") or list(range(len(sizes)))
+        rank = len(graph.shapes[graph.nodes[index].output[0]])
+        for i, axis in enumerate(axes):
+            if int(axis) % rank == 1:
+                sizes[i] = len(kept)
+        edit.set_input(index, 3, sizes)
+
+
+@rule("Resize", "Upsample", resize=_resize_sizes, note="not along the channels; sizes computed in the graph: pinned where they hold channels")
+def resize(flow: Flow, index: int) -> None:
+    graph = flow.graph
+    node = graph.nodes[index]
+    before, after = graph.shapes[node.input[0]], graph.shapes[node.output[0]]
+    sizes = graph.input(index, 3) if node.op_type == "Resize" else ""
+    found = {}
+    for axis, labels in flow.labels(node.input[0]).items():
+        if before[axis] != after[axis] or graph.attribute(index, "coordinate_transformation_mode", "") == "tf_crop_and_resize":
+            flow.pin(labels, node.input[0], f"{graph.label(index)!r} resizes along these channels")
+        elif sizes and (sizes not in graph.constants or axis != 1) and axis in _stated_axes(flow, index):
+            flow.pin(labels, node.input[0], f"{graph.label(index)!r} takes its output shape from the graph")
+        else:
+            found[axis] = labels
+    flow.give(node.output[0], found)
+
+
+def _stated_axes(flow: Flow, index: int) -> set[int]:
+    rank = len(flow.graph.shapes[flow.graph.nodes[index].output[0]])
+    axes = flow.graph.attribute(index, "axes") or range(rank)
+    return {int(a) % rank for a in axes}

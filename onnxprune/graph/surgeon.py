@@ -1,0 +1,126 @@
+"""What onnx-graphsurgeon does for us - topological order, folding, clean-up - with its losses made good.
+
+A round trip through graphsurgeon drops the metadata and doc strings of nodes and model, some value_info and all quantization
+annotations. So only its *decision* is taken over (which nodes, in which order, which constants) and written into the
+original protobuf, which keeps everything else as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxprune.errors import ModelError
+
+
+def is_sorted(graph: onnx.GraphProto) -> bool:
+    """Whether every node comes after those that produce its inputs."""
+    produced_later = {name for node in graph.node for name in node.output if name}
+    for node in graph.node:
+        if any(name in produced_later for name in node.input):
+            return False
+        produced_later.difference_update(node.output)
+    return True
+
+
+def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without weights: enough for questions of order, and cheap to import."""
+    light = onnx.ModelProto()
+    light.CopyFrom(model)
+    for tensor in light.graph.initializer:
+        keep = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0])
+        tensor.CopyFrom(keep)
+    return light
+
+
+def sort(model: onnx.ModelProto, name: str) -> None:
+    """Bring the nodes of `model` into topological order, in place. Raises ModelError where there is a cycle."""
+    light = _skeleton(model)
+    for index, node in enumerate(light.graph.node):
+        node.name = str(index)
+    try:
+        graph = gs.import_onnx(light).toposort(recurse_subgraphs=False)
+    except Exception as error:  # graphsurgeon raises its own GSGraphException or RecursionError on a cycle, by version
+        raise ModelError(f"the graph of {name} has a cycle", "export it again: no runtime can order its nodes") from error
+    nodes = [model.graph.node[int(node.name)] for node in graph.nodes]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+
+
+def fold(model: onnx.ModelProto, wanted: set[str]) -> set[str]:
+    """Turn the tensors `wanted`, computed from constants alone, into initializers of the same name, in place.
+
+    Only the nodes that compute them are folded; nodes that nothing reads any more leave. Returns what was folded.
+    """
+    ancestors = _ancestors(model.graph, wanted)
+    keep_out: Callable[[gs.Node], bool] = lambda node: not any(t.name in ancestors for t in node.outputs)  # noqa: E731
+    graph = gs.import_onnx(model).fold_constants(fold_shapes=False, recurse_subgraphs=False, should_exclude_node=keep_out)
+    folded: set[str] = set()
+    for tensor in graph.tensors().values():
+        if tensor.name in wanted and isinstance(tensor, gs.Constant):
+            add_initializer(model, onnx.numpy_helper.from_array(tensor.values, tensor.name))
+            folded.add(tensor.name)
+    _drop(model.graph.node, lambda node: bool(set(node.output) & folded))
+    clean(model, {name for name in ancestors if name not in folded})
+    return folded
+
+
+def add_initializer(model: onnx.ModelProto, tensor: onnx.TensorProto) -> onnx.TensorProto:
+    """Append an initializer; before IR 4 it has to be listed as a graph input too. Returns the stored tensor."""
+    model.graph.initializer.append(tensor)
+    if model.ir_version < 4:
+        model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    return model.graph.initializer[-1]
+
+
+def clean(model: onnx.ModelProto, candidates: set[str]) -> None:
+    """Remove, in place, nodes and initializers that make only tensors of `candidates` and that nothing reads any more.
+
+    What was unused in the original stays: it is the user's, not ours.
+    """
+    graph = model.graph
+    while True:
+        read = {name for node in graph.node for name in _reads(node)} | {o.name for o in graph.output}
+        dead = {name for name in candidates if name not in read}
+        gone = _drop(graph.node, lambda n: bool(n.output) and all(o in dead or not o for o in n.output))
+        gone += _drop(graph.initializer, lambda t: t.name in dead)
+        if not gone:
+            return
+        _drop(graph.input, lambda i: i.name in dead)  # before IR 4 every initializer is listed as an input too
+
+
+def _drop(field: Any, unwanted: Callable[[Any], bool]) -> int:
+    """Delete items of a repeated protobuf field without copying the others; returns how many went."""
+    doomed = [index for index, item in enumerate(field) if unwanted(item)]
+    for index in reversed(doomed):
+        del field[index]
+    return len(doomed)
+
+
+def _reads(node: onnx.NodeProto) -> list[str]:
+    """Names a node reads, those captured by its subgraphs included."""
+    names = list(node.input)
+    for attribute in node.attribute:
+        for sub in [attribute.g, *attribute.graphs]:
+            for inner in sub.node:
+                names += _reads(inner)
+            names += [o.name for o in sub.output]
+    return names
+
+
+def _ancestors(graph: onnx.GraphProto, wanted: set[str]) -> set[str]:
+    """The wanted tensors and everything they are computed from."""
+    producer = {name: node for node in graph.node for name in node.output}
+    found, stack = set(), list(wanted)
+    while stack:
+        name = stack.pop()
+        if name in found:
+            continue
+        found.add(name)
+        if name in producer:
+            stack += [n for n in producer[name].input if n]
+    return found

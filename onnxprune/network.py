@@ -1,0 +1,214 @@
+"""FIND: what the graph half knows of a model, in frozen dataclasses: layers, channel groups, pins and their price.
+
+    Network   everything below, found once, never changed
+    Layer     one Conv, ConvTranspose, Gemm or MatMul with constant weights
+    Slot      one axis of one stored parameter, as one node reads it: which channel lies at each position
+    Group     channels that have the same members: the thing a method ranks
+    Member    where the channels of a group lie on one slot
+    Pin       a tensor whose channels may not go, with the reason
+    Term      a number of multiplications or parameters that is a product of axis lengths
+
+A *channel* is the smallest set of positions that can only be removed together. Channels are numbered over the whole network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+Role = Literal["makes", "reads", "follows"]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a convolution samples its input; one entry per spatial axis (none for Gemm and MatMul).
+
+    `pads` holds all begins, then all ends, as ONNX does; auto_pad is already resolved.
+    """
+
+    kernel: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    pads: tuple[int, ...] = ()
+    output_padding: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Residual:
+    """A layer's output ends in a sum: sum = scale * output + shift + other (scale per channel where batch norm stands between)."""
+
+    sum: str
+    other: str
+    batch_norm: int | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """y = matrix @ x (+ bias), applied at every position. Shapes are those of one run at the trial input shapes.
+
+    weight, bias   names of the stored parameters (bias: None where there is none)
+    transposed     the stored weight is (in, out) instead of (out, in)
+    side           'right': x @ W (Gemm, MatMul, Conv);  'left': W @ x (MatMul with a constant first operand)
+    output         the pre-activation, after the bias
+    batch_norm     index of the BatchNormalization node that alone reads the output, if there is one
+    activation     operator type (and bounds) of the elementwise function behind it, see contract.Activation
+    shared         another node reads the same weight
+    widen_bias     there is no bias, but the operator would take one
+    """
+
+    name: str
+    node: int
+    op: str
+    weight: str
+    bias: str | None
+    input: str
+    output: str
+    weight_shape: tuple[int, ...]
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    groups: int
+    geometry: Geometry
+    transposed: bool
+    macs: int
+    side: Literal["left", "right"] = "right"
+    scale: float = 1.0
+    bias_scale: float = 1.0
+    bias_node: int | None = None
+    batch_norm: int | None = None
+    activation: tuple[str, tuple[float, ...]] = ("identity", ())
+    residual: Residual | None = None
+    shared: bool = False
+    widen_bias: bool = False
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Axis `axis` of parameter `parameter` as read by input `input` of node `node`; `channels[i]` is the channel at position i."""
+
+    parameter: str
+    node: int
+    input: int
+    axis: int
+    role: Role
+    channels: Ints = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Member:
+    """Positions of a group's channels on slot number `slot`: shape (channels, count), row i belongs to channel i of the group."""
+
+    slot: int
+    positions: Ints = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels with the same members. `ids` are their numbers in the network, in order of first appearance."""
+
+    name: str
+    kind: Literal["channel", "neuron"]
+    ids: Ints = field(repr=False)
+    members: tuple[Member, ...] = field(repr=False)
+    makers: tuple[str, ...]
+    readers: tuple[str, ...]
+    spatial: bool
+
+    @property
+    def size(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Channels of `tensor` may not be removed, because `reason`."""
+
+    tensor: str
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Length of one axis: `fixed` positions, plus `per_channel[g]` for every channel of group g that is kept."""
+
+    fixed: int
+    per_channel: Mapping[str, int]
+
+    def length(self, kept: Mapping[str, int]) -> int:
+        return self.fixed + sum(n * kept[g] for g, n in self.per_channel.items())
+
+
+@dataclass(frozen=True)
+class Term:
+    """unit * product of axis lengths: the multiplications of a layer or the elements of a parameter."""
+
+    name: str
+    unit: int
+    axes: tuple[Axis, ...]
+
+    def value(self, kept: Mapping[str, int]) -> int:
+        total = self.unit
+        for axis in self.axes:
+            total *= axis.length(kept)
+        return total
+
+
+@dataclass(frozen=True)
+class Cost:
+    """macs: multiply-accumulates of one run at the trial shapes; parameters: stored elements; bytes: of those elements."""
+
+    macs: int
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Network:
+    """All that was found in one model. `tensor_channels[t][a]` are the channels along axis a of activation t."""
+
+    layers: tuple[Layer, ...]
+    groups: tuple[Group, ...]
+    pins: tuple[Pin, ...]
+    slots: tuple[Slot, ...]
+    channel_count: int
+    tensor_channels: Mapping[str, Mapping[int, Ints]] = field(repr=False)
+    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
+    input_shapes: Mapping[str, tuple[int, ...]]
+    mac_terms: tuple[Term, ...] = field(repr=False)
+    parameter_terms: tuple[Term, ...] = field(repr=False)
+    element_bytes: Mapping[str, int] = field(repr=False)
+
+    @cached_property
+    def layer(self) -> dict[str, Layer]:
+        return {layer.name: layer for layer in self.layers}
+
+    @cached_property
+    def group(self) -> dict[str, Group]:
+        return {group.name: group for group in self.groups}
+
+    def full(self) -> dict[str, int]:
+        """The kept count of every group when nothing goes."""
+        return {group.name: group.size for group in self.groups}
+
+    def cost(self, kept: Mapping[str, int] | None = None) -> Cost:
+        """What the model costs when each group keeps `kept[name]` channels."""
+        counts = self.full() | dict(kept or {})
+        macs = sum(term.value(counts) for term in self.mac_terms)
+        sizes = {term.name: term.value(counts) for term in self.parameter_terms}
+        return Cost(macs, sum(sizes.values()), sum(n * self.element_bytes[name] for name, n in sizes.items()))
+
+    def alive(self, kept: Mapping[str, Ints]) -> Bools:
+        """Mask over all channels of the network: False for those of a group that are not in `kept[group]`."""
+        mask = np.ones(self.channel_count, bool)
+        for group in self.groups:
+            if group.name in kept:
+                mask[group.ids] = False
+                mask[group.ids[kept[group.name]]] = True
+        return mask

@@ -1,0 +1,248 @@
+"""Remove channels from a model: every labelled axis of every parameter is cut, sizes that nodes store are stated anew.
+
+Nodes are neither added nor removed, so that node i of the result is node i of the original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from onnxprune.graph import surgeon
+from onnxprune.graph.labels import operator
+from onnxprune.graph.structure import Graph
+from onnxprune.network import Bools, Ints, Network, Slot
+
+Kept = dict[int, Ints]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A model with channels removed.
+
+    removed   original parameter (or 'name@node' where users of a shared one keep different positions) -> axis -> positions that went
+    renamed   (node, input) -> name of the parameter it reads now, where that is a clone
+    """
+
+    model: onnx.ModelProto = field(repr=False)
+    removed: dict[str, dict[str, list[int]]]
+    renamed: dict[tuple[int, int], str]
+
+
+def cut(graph: Graph, network: Network, alive: Bools) -> Cut:
+    """A new model without the channels where `alive` is False; `graph.model` is left as it is."""
+    model = _light_copy(graph.model)
+    plan = _plan(graph, network, alive)
+    parameters = {t.name: t for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.output and node.output[0] in graph.parameters and node.output[0] not in parameters:
+            parameters[node.output[0]] = node.attribute[0].t
+    renamed: dict[tuple[int, int], str] = {}
+    removed: dict[str, dict[str, list[int]]] = {}
+    for name, users in plan.items():
+        _cut_parameter(graph, model, parameters, name, users, renamed, removed)
+    _fill(model, graph)
+    edit = _Edit(graph, network, alive, model, parameters)
+    for index, node in enumerate(graph.nodes):
+        found = operator(node.domain, node.op_type)
+        if found is not None and found.resize is not None and node.output[0] not in graph.constants:
+            found.resize(edit, index)
+    _restate_constant_reshapes(graph, plan, removed, edit)
+    _restate_shapes(graph, network, alive, model)
+    return Cut(model, removed, renamed)
+
+
+def _light_copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without the bytes of the initializers: each is filled in once, cut or whole, so that memory holds no third copy."""
+    light = onnx.ModelProto()
+    for part, _ in model.ListFields():
+        if part.name != "graph":
+            _copy_field(model, light, part.name)
+    for part, _ in model.graph.ListFields():
+        if part.name != "initializer":
+            _copy_field(model.graph, light.graph, part.name)
+    for tensor in model.graph.initializer:
+        light.graph.initializer.add(name=tensor.name)
+    return light
+
+
+def _copy_field(source: Any, target: Any, name: str) -> None:
+    value = getattr(source, name)
+    if hasattr(value, "extend"):
+        getattr(target, name).extend(value)
+    elif hasattr(value, "CopyFrom"):
+        getattr(target, name).CopyFrom(value)
+    else:
+        setattr(target, name, value)
+
+
+def _fill(model: onnx.ModelProto, graph: Graph) -> None:
+    for tensor in model.graph.initializer:
+        if tensor.name in graph.parameters and not tensor.data_type:
+            tensor.CopyFrom(graph.parameters[tensor.name])
+
+
+def _plan(graph: Graph, network: Network, alive: Bools) -> dict[str, dict[tuple[int, int], Kept]]:
+    """parameter -> user -> axis -> positions kept, for every parameter that some user sees cut."""
+    plan: dict[str, dict[tuple[int, int], Kept]] = {}
+    for slot in network.slots:
+        keep = np.flatnonzero(alive[slot.channels])
+        users = plan.setdefault(slot.parameter, {})
+        users.setdefault((slot.node, slot.input), {})[slot.axis] = keep
+    lengths = {(s.parameter, s.axis): len(s.channels) for s in network.slots}
+    for name, users in list(plan.items()):
+        for user in graph.end_users(name):
+            users.setdefault(user, {})
+        for kept in users.values():
+            for axis in [a for a, k in kept.items() if len(k) == lengths[name, a]]:
+                del kept[axis]
+        if not any(users.values()):
+            del plan[name]
+    return plan
+
+
+def _signature(kept: Kept) -> tuple[tuple[int, bytes], ...]:
+    return tuple(sorted((axis, keep.tobytes()) for axis, keep in kept.items()))
+
+
+def _cut_parameter(
+    graph: Graph, model: onnx.ModelProto, parameters: dict[str, onnx.TensorProto], name: str, users: dict[tuple[int, int], Kept],
+    renamed: dict[tuple[int, int], str], removed: dict[str, dict[str, list[int]]],
+) -> None:  # fmt: skip
+    """Cut in place if all users agree; otherwise each user that sees it cut gets a clone, and the others keep the original."""
+    original = graph.parameters[name]
+    signatures = {_signature(kept) for kept in users.values()}
+    if len(signatures) == 1 and name not in graph.outputs and name not in graph.captured:
+        kept = next(iter(users.values()))
+        _store(parameters[name], original, _take(graph, name, kept))
+        removed[name] = _gone(original, kept)
+        _restate_input(model, name, kept)
+        return
+    for (node, position), kept in users.items():
+        if not kept:
+            continue
+        clone = f"{name}@{graph.label(node)}"
+        removed[clone] = _gone(original, kept)
+        value = _as_read(graph, graph.nodes[node].input[position], name, _take(graph, name, kept))
+        if clone not in parameters:
+            parameters[clone] = surgeon.add_initializer(model, numpy_helper.from_array(np.ascontiguousarray(value), clone))
+        model.graph.node[node].input[position] = clone
+        renamed[node, position] = clone
+
+
+def _take(graph: Graph, name: str, kept: Kept) -> NDArray[Any]:
+    value = graph.array(name)
+    for axis, keep in kept.items():
+        value = value.take(keep, axis=axis)
+    return value
+
+
+def _as_read(graph: Graph, tensor: str, parameter: str, value: NDArray[Any]) -> NDArray[Any]:
+    """The clone stands where its user reads, behind any Transpose or Unsqueeze: bring it into that order of axes."""
+    stored = graph.stored(tensor)
+    if tensor == parameter or stored is None:
+        return value
+    order = [a for a in stored.axes if a is not None]
+    rest = [a for a in range(value.ndim) if a not in order]
+    moved = value.transpose([*order, *rest])
+    shape = [1 if a is None else value.shape[a] for a in stored.axes]
+    return moved.reshape(shape)
+
+
+def _store(target: onnx.TensorProto, original: onnx.TensorProto, value: NDArray[Any]) -> None:
+    doc = original.doc_string
+    target.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), original.name))
+    if doc:
+        target.doc_string = doc
+
+
+def _gone(original: onnx.TensorProto, kept: Kept) -> dict[str, list[int]]:
+    return {str(axis): np.setdiff1d(np.arange(original.dims[axis]), keep).tolist() for axis, keep in sorted(kept.items())}
+
+
+def _restate_input(model: onnx.ModelProto, name: str, kept: Kept) -> None:
+    """Before IR 4 initializers are listed as graph inputs too, with their shapes."""
+    for value in model.graph.input:
+        if value.name == name:
+            for axis, keep in kept.items():
+                value.type.tensor_type.shape.dim[axis].dim_value = len(keep)
+
+
+class _Edit:
+    """What the resize hooks of the operators work on (graph.labels.Resizer)."""
+
+    def __init__(self, graph: Graph, network: Network, alive: Bools, model: onnx.ModelProto, parameters: Mapping[str, onnx.TensorProto]) -> None:
+        self.graph, self._network, self._alive = graph, network, alive
+        self._model, self._parameters = model, dict(parameters)
+
+    def kept(self, tensor: str, axis: int) -> Ints | None:
+        channels = self._network.tensor_channels.get(tensor, {}).get(axis)
+        if channels is None:
+            return None
+        keep = np.flatnonzero(self._alive[channels])
+        return keep if len(keep) < len(channels) else None
+
+    def set_input(self, node: int, position: int, value: NDArray[Any]) -> None:
+        """In place where this node alone reads a stored value, else a new initializer: others may need the old one."""
+        name = self.graph.nodes[node].input[position]
+        if name in self._parameters and len(self.graph.users[name]) == 1 and name not in self.graph.outputs:
+            kind = helper.tensor_dtype_to_np_dtype(self._parameters[name].data_type)
+            _store(self._parameters[name], self.graph.parameters[name], value.astype(kind))
+            return
+        new = f"{name}@{self.graph.label(node)}"
+        surgeon.add_initializer(self._model, numpy_helper.from_array(value.astype(np.int64), new))
+        self._model.graph.node[node].input[position] = new
+
+    def set_attribute(self, node: int, name: str, value: Any) -> None:
+        target = self._model.graph.node[node]
+        for attribute in target.attribute:
+            if attribute.name == name:
+                doc = attribute.doc_string
+                attribute.CopyFrom(helper.make_attribute(name, value, doc_string=doc or None))
+                return
+        target.attribute.append(helper.make_attribute(name, value))
+
+
+def _restate_constant_reshapes(graph: Graph, plan: Mapping[str, Any], removed: Mapping[str, Any], edit: _Edit) -> None:
+    """A Reshape between a parameter and the layer that reads it states the old size."""
+    for index, node in enumerate(graph.nodes):
+        if node.op_type != "Reshape" or node.output[0] not in graph.constants:
+            continue
+        stored = graph.stored(node.output[0])
+        if stored is None or stored.parameter not in plan or stored.parameter not in removed:
+            continue
+        gone = removed[stored.parameter]
+        shape = graph.shapes[node.output[0]]
+        target = [n - (len(gone.get(str(a), [])) if a is not None else 0) for n, a in zip(shape, stored.axes, strict=True)]
+        edit.set_input(index, 1, np.array(target, np.int64))
+
+
+def _restate_shapes(graph: Graph, network: Network, alive: Bools, model: onnx.ModelProto) -> None:
+    """Shapes recorded for activations follow the cut; all else about them stays."""
+    for value in [*model.graph.value_info, *model.graph.output]:
+        for axis, channels in network.tensor_channels.get(value.name, {}).items():
+            dims = value.type.tensor_type.shape.dim
+            if axis < len(dims) and dims[axis].HasField("dim_value"):
+                dims[axis].dim_value = int(alive[channels].sum())
+    slots: dict[str, list[Slot]] = {}
+    for slot in network.slots:
+        slots.setdefault(slot.parameter, []).append(slot)
+    for value in model.graph.value_info:
+        _restate_constant(graph, slots, alive, value)
+
+
+def _restate_constant(graph: Graph, slots: Mapping[str, list[Slot]], alive: Bools, value: onnx.ValueInfoProto) -> None:
+    """The same for value_info of constants behind Identity, Unsqueeze or Transpose."""
+    stored = graph.stored(value.name) if value.name in graph.constants else None
+    if stored is None or stored.parameter not in slots:
+        return
+    dims = value.type.tensor_type.shape.dim
+    for slot in slots[stored.parameter]:
+        if slot.axis in stored.axes:
+            dims[stored.axes.index(slot.axis)].dim_value = int(alive[slot.channels].sum())

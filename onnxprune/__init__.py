@@ -1,0 +1,43 @@
+"""onnxprune: from an ONNX file to a smaller, faster, repaired, proven one.
+
+    import onnxprune
+    result = onnxprune.prune("model.onnx", method="coreset-channel", ratio=0.4, data="calib.npz")
+    result.save("model.pruned.onnx")
+
+Public names: prune, inspect, compare, load, PruneResult, method, rule, check_method, check_rule, errors. Everything is imported on
+first use, so that `import onnxprune` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from onnxprune.version import __version__
+
+if TYPE_CHECKING:
+    from onnxprune.contract import Method, method
+    from onnxprune.errors import OnnxpruneError
+    from onnxprune.graph.labels import rule
+    from onnxprune.graph.load import load
+    from onnxprune.pipeline import PruneResult, inspect, prune
+
+_HOMES = {
+    "prune": "onnxprune.pipeline",
+    "inspect": "onnxprune.pipeline",
+    "compare": "onnxprune.pipeline",
+    "PruneResult": "onnxprune.pipeline",
+    "load": "onnxprune.graph.load",
+    "Method": "onnxprune.contract",
+    "method": "onnxprune.contract",
+    "rule": "onnxprune.graph.labels",
+    "OnnxpruneError": "onnxprune.errors",
+}
+
+__all__ = ["Method", "OnnxpruneError", "PruneResult", "__version__", "compare", "inspect", "load", "method", "prune", "rule"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'onnxprune' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -159,14 +159,20 @@ class Maker:
 
 @dataclass(frozen=True)
 class Reader:
-    """A layer that reads the channels: weight (channels, positions on its input axis, outputs * kernel positions).
+    """A layer that reads the channels.
 
-    positions   (channels, positions) on that input axis, where `statistics` of the layer's input have them too.
+    columns     (inputs, outputs * kernel positions): its weights for every channel of its input, those of other groups included
+    positions   (channels, count): where the group's channels lie among the inputs (several where Flatten or groups spread them)
     """
 
     layer: str
-    weight: Tensor
+    columns: Tensor
     positions: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        """(channels, count * outputs * kernel positions): the group's own part."""
+        return self.columns[self.positions].flatten(1)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Nodes are neither added nor removed, so that node i of the result is node i of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,7 @@ class Cut:
 
 def cut(graph: Graph, network: Network, alive: Bools) -> Cut:
     """A new model without the channels where `alive` is False; `graph.model` is left as it is."""
-    model = _light_copy(graph.model)
+    model = light_copy(graph.model)
     plan = _plan(graph, network, alive)
     parameters = {t.name: t for t in model.graph.initializer}
     for node in model.graph.node:
@@ -58,8 +58,8 @@ def cut(graph: Graph, network: Network, alive: Bools) -> Cut:
     return Cut(model, removed, renamed)
 
 
-def _light_copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy without the bytes of the initializers: each is filled in once, cut or whole, so that memory holds no third copy."""
+def light_copy(model: onnx.ModelProto, without: Callable[[onnx.TensorProto], bool] = lambda _: True) -> onnx.ModelProto:
+    """A copy without the bytes of (some) initializers: they are filled in once, cut or whole, so that memory holds no third copy."""
     light = onnx.ModelProto()
     for part, _ in model.ListFields():
         if part.name != "graph":
@@ -68,7 +68,10 @@ def _light_copy(model: onnx.ModelProto) -> onnx.ModelProto:
         if part.name != "initializer":
             _copy_field(model.graph, light.graph, part.name)
     for tensor in model.graph.initializer:
-        light.graph.initializer.add(name=tensor.name)
+        if without(tensor):
+            light.graph.initializer.add(name=tensor.name)
+        else:
+            light.graph.initializer.append(tensor)
     return light
 
 

@@ -165,6 +165,8 @@ def gemm(flow: Flow, index: int) -> None:
     flow.give(y, ({0: labels[rows]} if rows in labels else {}) | {1: made})
     if turned:
         flow.pin_all(a, f"{graph.label(index)!r} reads it transposed")
+        flow.pin(made, y, f"{graph.label(index)!r} reads its input transposed")
+        return None
     bias = graph.input(index, 2)
     usable = bool(bias) and graph.shapes[bias] in ((len(made),), (1, len(made)))
     scale, bias_scale = float(graph.attribute(index, "alpha", 1.0)), float(graph.attribute(index, "beta", 1.0))

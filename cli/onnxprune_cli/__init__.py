@@ -1,0 +1,1 @@
+"""The command line: it reads what was asked, calls the library, shows what came of it. One command per file."""

@@ -1,0 +1,108 @@
+"""Where results go: text for people, JSON and Markdown for programs; stdout holds nothing else."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+STDOUT = "-"
+PIPED_WIDTH = 120
+
+
+def check_places(*places: str | None) -> None:
+    """Refuse now what could not be written after an hour's work."""
+    from onnxprune.errors import SaveError
+
+    for place in places:
+        if place is None or place == STDOUT:
+            continue
+        path = Path(place)
+        try:
+            exists = path.exists()
+            if path.is_dir():
+                raise SaveError(f"{place} is a folder", "name a file")
+            if not path.parent.is_dir():
+                raise SaveError(f"there is no folder {path.parent} for {path.name}", "make it first")
+        except OSError as exc:
+            raise SaveError(f"cannot write {place}: {exc.strerror}", "choose another place") from exc
+        if not os.access(path if exists else path.parent, os.W_OK):
+            raise SaveError(f"{place} may not be written", "choose another place")
+
+
+def show(draw: Callable[[Console], None], *, to_stderr: bool) -> None:
+    """Show what `draw` prints on a rich console."""
+    from rich.console import Console
+
+    stream = sys.stderr if to_stderr else sys.stdout
+    # A pipe has no width: take one at which names of usual length stay whole.
+    width = None if stream.isatty() or "COLUMNS" in os.environ else PIPED_WIDTH
+    console = Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+    with console.capture() as captured:
+        draw(console)
+    _write(stream, "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+
+
+def write_json(figures: Mapping[str, Any], place: str) -> None:
+    from onnxprune.report import json
+
+    text = json.render(figures)
+    if place == STDOUT:
+        _write(sys.stdout, text)
+    else:
+        _save(place, text)
+
+
+def write_summary(report: Mapping[str, Any], place: str | None) -> None:
+    """Markdown to the file asked for, and to GitHub's page of the CI job where there is one."""
+    from onnxprune.report import markdown
+
+    if place is not None:
+        _save(place, markdown.render(report))
+    page = os.environ.get("GITHUB_STEP_SUMMARY")
+    if page:
+        try:
+            with Path(page).open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(markdown.render(report) + "\n")
+        except OSError as exc:
+            # Nobody asked for this one by name: no reason to fail the job.
+            click.echo(f"onnxprune: warning: cannot write GITHUB_STEP_SUMMARY: {exc}", err=True)
+
+
+def deliver(report: Mapping[str, Any], *, json_to: str | None, summary: str | None, verbose: bool, quiet: bool) -> int:
+    """Report in every form that was asked for; the exit code the gates call for."""
+    from onnxprune.report import essentials, text
+
+    failed = [gate for gate in report["gates"] if not gate["passed"]]
+    if not quiet:
+        show(lambda console: text.show(report, console, verbose=verbose), to_stderr=json_to == STDOUT)
+    for gate in failed if quiet else ():
+        click.echo(f"onnxprune: gate failed: {gate['expression']}: it is {essentials.gate_value(gate)}", err=True)
+    if json_to is not None:
+        write_json(report, json_to)
+    write_summary(report, summary)
+    return 1 if failed else 0
+
+
+def _save(place: str, text: str) -> None:
+    from onnxprune.errors import SaveError
+
+    try:
+        Path(place).write_text(text, "utf-8", errors="backslashreplace")
+    except OSError as exc:
+        raise SaveError(f"cannot write {place}: {exc.strerror or exc}") from exc
+
+
+def _write(stream: TextIO, text: str) -> None:
+    try:
+        click.echo(text, file=stream, nl=False)
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough. What Python flushes at exit must not complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

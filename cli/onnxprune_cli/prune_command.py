@@ -1,0 +1,125 @@
+"""`onnxprune prune`, the main job: from a model to a smaller, repaired, proven one and its report."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxprune_cli import options as read
+from onnxprune_cli.output import check_places, deliver
+from onnxprune_cli.progress import progress_bar
+
+
+@click.command(short_help="Prune a model (what `onnxprune MODEL` does).")
+@click.argument("model")
+@click.argument("positional_output", metavar="[OUTPUT]", required=False)
+@click.option("-o", "--output", metavar="FILE", help="Where the pruned model goes.  [default: MODEL's name with .pruned.onnx]")
+@click.option("--method", default="coreset-channel", show_default=True, help="See `onnxprune methods`.")
+@click.option("--ratio", type=read.share, metavar="SHARE", help="The share to remove, from 0 to less than 1.")
+@click.option(
+    "--target",
+    type=read.target,
+    metavar="NAME=SHARE",
+    help="Instead of --ratio: the share to KEEP of macs, params, bytes or latency.",
+)
+@click.option("--data", metavar="PATH", help="Sample inputs: .npz, .npy, a folder of them, of images, or file.py:function.")
+@click.option("--test-data", metavar="PATH", help="Inputs to measure deviation and accuracy on.  [default: held out of --data]")
+@click.option("--labels", metavar="PATH", help="Class numbers of --test-data (else of --data): .npy, .npz, .txt or .csv.")
+@click.option(
+    "--held-out",
+    type=read.share,
+    metavar="SHARE",
+    default=0.2,
+    show_default=True,
+    help="Share of --data kept apart for the report.",
+)
+@read.run_options
+@read.image_options
+@read.input_shape_option
+@click.option(
+    "--budget",
+    default="auto",
+    show_default=True,
+    metavar="auto|uniform|global",
+    help="How the ratio is spread over the groups of channels.",
+)
+@click.option(
+    "--align",
+    type=read.alignment,
+    metavar="auto|N",
+    default="auto",
+    show_default=True,
+    help="Round kept channels to multiples of this.",
+)
+@click.option(
+    "--repair",
+    type=click.Choice(["auto", "least-squares", "mean", "none"]),
+    default="auto",
+    show_default=True,
+    help="How the layers that lost inputs are refitted to sample inputs.",
+)
+@click.option("--sequential/--parallel", default=None, help="Repair layers one after the other, or apart.  [default: what fits]")
+@click.option("--reweigh/--no-reweigh", default=True, show_default=True, help="Reweigh the sampled channels, as the paper does.")
+@click.option("--beta", type=click.FloatRange(min=0, min_open=True), help="Radius of the ball of inputs.  [default: from data]")
+@click.option(
+    "--option", "method_options", type=read.assignment, metavar="NAME=VALUE", multiple=True, help="An option of the method."
+)
+@click.option("--only", multiple=True, metavar="GLOB", help="Prune only groups and layers with such names.")
+@click.option("--skip", multiple=True, metavar="GLOB", help="Leave groups and layers with such names alone.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same bytes.")
+@click.option("--no-latency", is_flag=True, help="Do not measure latency.")
+@click.option("--dry-run", is_flag=True, help="Do all but write the model.")
+@read.report_options
+@read.output_options
+def prune(model: str, **given: Any) -> int:
+    """Prune MODEL and report what it cost and gained.
+
+    One of --ratio and --target is needed.
+    """
+    if (given["ratio"] is None) == (given["target"] is None):
+        both = "not both: " if given["ratio"] is not None else ""
+        raise click.UsageError(f"say how much should go, {both}--ratio 0.4 (the share removed) or --target macs=0.6 (kept)")
+    output = None if given.pop("dry_run") else _output(model, given["output"], given["positional_output"])
+    places = {key: given.pop(key) for key in ("json_to", "summary")}
+    check_places(output, *places.values())
+    verbose, quiet = given.pop("verbose"), given.pop("quiet")
+    report = _run(model, output, given, quiet)
+    try:
+        return deliver(report, **places, verbose=verbose, quiet=quiet)
+    except KeyboardInterrupt:
+        click.echo(f"interrupted; the model is in {output}" if output else "interrupted, nothing was written", err=True)
+        raise click.exceptions.Exit(130) from None
+
+
+def _output(model: str, *named: str | None) -> str:
+    """The file to write: named by option or position, else beside the model; never the model itself."""
+    wanted = {name for name in named if name is not None}
+    if len(wanted) > 1:
+        raise click.UsageError(f"two outputs were named: {' and '.join(sorted(wanted))}")
+    source = Path(model)
+    output = Path(wanted.pop()) if wanted else source.with_name(f"{source.stem}.pruned.onnx")
+    # Asked of os.path, for pathlib raises on names that are too long.
+    if os.path.exists(output) and os.path.exists(source) and output.samefile(source):  # noqa: PTH110
+        raise click.UsageError(f"{output} is the input, which is never overwritten; name another output")
+    return str(output)
+
+
+def _run(model: str, output: str | None, given: dict[str, Any], quiet: bool) -> Any:
+    if not os.path.isfile(model):  # noqa: PTH113  (pathlib raises on names that are too long)
+        from onnxprune.errors import ModelError
+
+        raise ModelError(f"there is no model file {model!r}", "check the path")
+    arguments = {key: value for key, value in given.items() if key not in ("output", "positional_output", "no_latency")}
+    arguments["options"] = dict(arguments.pop("method_options"))
+    arguments["input_shapes"] = dict(arguments["input_shapes"]) or None
+    # Scripts of the user, libraries and providers may print; stdout is for the report alone.
+    with redirect_stdout(sys.stderr), progress_bar(quiet=quiet) as progress:
+        import onnxprune
+
+        result = onnxprune.prune(model, **arguments, latency=not given["no_latency"], output=output, progress=progress)
+    return result.report

@@ -1,0 +1,1 @@
+"""One ratio or target -> how many channels every group keeps."""

@@ -1,0 +1,84 @@
+"""Which channel counts a runtime can use: others cost as much as the next larger block, or far more.
+
+ONNX Runtime's CPU convolutions work in blocks of the vector width (16 floats with AVX-512, 8 else) and leave the fast kernels
+altogether when a count is no multiple of 4. Gemm and MatMul take any count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onnxprune.errors import UsageError
+from onnxprune.network import Group
+
+SMALLEST = 4
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The counts a group may keep, descending; the first is its size. `block` is what they are multiples of."""
+
+    group: str
+    size: int
+    block: int
+    counts: tuple[int, ...]
+
+    def nearest(self, wanted: float) -> int:
+        """The allowed count nearest to `wanted`; of two at the same distance the larger."""
+        return min(self.counts, key=lambda c: (abs(c - wanted), -c))
+
+
+def vector_block() -> int:
+    """16 where this processor has AVX-512, 8 else: floats per register, which is ONNX Runtime's channel block."""
+    try:
+        from numpy._core._multiarray_umath import __cpu_features__ as features
+    except ImportError:
+        return 8
+    return 16 if features.get("AVX512F") else 8
+
+
+def choices(group: Group, align: str | int, floor: float, widest: int) -> Choices:
+    """Allowed counts of a group.
+
+    align   'auto': convolutions get the largest block up to `widest` of which four fit into the group, at least 4; Gemm gets 1.
+            A number holds for every group.
+    floor   smallest share of the group that must stay
+    """
+    block = int(align) if align != "auto" else _block(group, widest)
+    if block < 1:
+        raise UsageError(f"--align {align} is no block size", "give 'auto' or a number from 1")
+    lowest = max(1, -(-int(group.size * floor) // block) * block) if block > 1 else max(1, round(group.size * floor))
+    lowest = max(lowest, block) if block > 1 else lowest
+    steps = [n for n in range(group.size // block * block, lowest - 1, -block) if n < group.size]
+    return Choices(group.name, group.size, block, (group.size, *steps))
+
+
+def _block(group: Group, widest: int) -> int:
+    if not group.spatial:
+        return 1
+    return next((b for b in (widest, 8) if b <= widest and group.size >= 4 * b), SMALLEST)
+
+
+def settle(options: Sequence[Choices], wanted: Sequence[float]) -> list[int]:
+    """Round wanted counts to allowed ones so that their sum is met as closely as possible.
+
+    Every group starts at its nearest count; then single groups move one step, those that move least out of their way first,
+    as long as the sum comes nearer.
+    """
+    kept = [choice.nearest(w) for choice, w in zip(options, wanted, strict=True)]
+    total = sum(wanted)
+    while True:
+        gap = sum(kept) - total
+        moves = []
+        for i, choice in enumerate(options):
+            at = choice.counts.index(kept[i]) + (1 if gap > 0 else -1)
+            if 0 <= at < len(choice.counts):
+                new = choice.counts[at]
+                nearer = abs(gap) - abs(gap + new - kept[i])
+                if nearer > 1e-9:
+                    moves.append((abs(new - wanted[i]) - abs(kept[i] - wanted[i]), -nearer, i, new))
+        if not moves:
+            return kept
+        _, _, i, new = min(moves)
+        kept[i] = new

@@ -1,0 +1,1 @@
+"""Sample inputs and what is seen when the model runs on them."""

@@ -1,0 +1,279 @@
+"""Refit the layers behind removed channels, from input to output, on the activations of the already pruned model.
+
+The original (teacher) and the pruned model (student) run side by side, segment by segment. A segment ends where layers wait to be
+refitted: their inputs are at hand in the student, their outputs in the teacher. After the solve the next segment runs with the new
+weights. So every node of either model runs once per sample, and no activation is kept longer than the next segment needs it.
+
+Where the output of a layer is added to a residual branch that is already computed, the target also makes up for what that branch
+has lost: t = y + (other - other'), He et al. 2017 section 3.3 for multi-branch networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+
+from onnxprune.calibration.observe import Progress, finite
+from onnxprune.calibration.segments import Parts, reads, segment
+from onnxprune.calibration.sources import Source
+from onnxprune.calibration.store import Arrays, Store
+from onnxprune.calibration.views import batch_norm
+from onnxprune.compensation.least_squares import Regression, Repaired
+from onnxprune.devices import Device
+from onnxprune.graph import surgeon
+from onnxprune.graph.structure import Graph
+from onnxprune.matrix import from_matrix, group_count, outputs, positions, rows, to_matrix
+from onnxprune.network import Bools, Layer, Network
+from onnxprune.rewrite.cut import Cut
+from onnxprune.runtime import Session
+
+# Rows gathered per input of a layer: enough for a well-posed fit, few enough that the Gram matrix costs less than the model's run.
+ROWS_PER_INPUT = 16
+FEWEST_ROWS = 16384
+# Every fifth batch is not fitted but judges the ridge.
+HELD_EVERY = 5
+Solver = Callable[..., Repaired]
+
+
+@dataclass(frozen=True)
+class LayerRepair:
+    """What the repair of one layer did: relative squared error of its output on unseen samples before and after, and rows used."""
+
+    layer: str
+    before: float
+    after: float
+    ridge: float | None
+    rows: int
+
+
+class Levels:
+    """level[t]: how many refitted layers lie between the inputs and tensor t, on the longest path."""
+
+    def __init__(self, graph: Graph, layers: Sequence[Layer]) -> None:
+        waiting = {layer.node for layer in layers}
+        self.tensor: dict[str, int] = dict.fromkeys(graph.inputs, 0)
+        for index, node in enumerate(graph.nodes):
+            if all(o in graph.constants for o in node.output if o):
+                continue
+            level = max((self.tensor[n] for n in reads(graph, index) if n in self.tensor), default=0)
+            for output in node.output:
+                if output:
+                    self.tensor[output] = level + (index in waiting)
+        self.layers: dict[int, list[Layer]] = {}
+        for layer in layers:
+            self.layers.setdefault(self.tensor[layer.input], []).append(layer)
+
+
+def repairable(graph: Graph, network: Network, alive: Bools) -> tuple[list[Layer], dict[str, str]]:
+    """Layers whose input differs from the original's, in order, and those left out with the reason."""
+    touched = {s.node for s in network.slots if not alive[s.channels].all()}
+    changed: set[str] = set()
+    for index, node in enumerate(graph.nodes):
+        if index in touched or any(n in changed for n in reads(graph, index)):
+            changed.update(o for o in node.output if o)
+    found, left = [], {}
+    for layer in network.layers:
+        if layer.input not in changed:
+            continue
+        if layer.shared:
+            left[layer.name] = "its weights are shared with another layer"
+        else:
+            found.append(layer)
+    return found, left
+
+
+class Repair:
+    """One repair run; `run` changes `cut.model` in place and returns what was done layer by layer."""
+
+    def __init__(self, graph: Graph, network: Network, cut: Cut, alive: Bools, *, solver: Solver, device: Device, seed: int) -> None:
+        self.graph, self.network, self.cut, self.alive = graph, network, cut, alive
+        self.solver, self.device, self.seed = solver, device, seed
+        self.teacher, self.student = Parts(graph, graph.model), Parts(graph, cut.model)
+        self.stored = {t.name: t for t in cut.model.graph.initializer}
+        for node in cut.model.graph.node:
+            if node.op_type == "Constant" and node.output[0] in graph.parameters:
+                self.stored.setdefault(node.output[0], node.attribute[0].t)
+
+    def run(self, layers: Sequence[Layer], source: Source, batch: int, progress: Progress, *, sequential: bool) -> list[LayerRepair]:
+        """sequential: from input to output, all samples for one segment before the next. Otherwise every layer by itself, on the original's inputs."""
+        if not sequential:
+            return self._apart(layers, source, batch, progress)
+        levels = Levels(self.graph, layers)
+        done: list[LayerRepair] = []
+        with Store() as teacher, Store() as student:
+            for step in sorted(levels.layers):
+                ready = levels.layers[step]
+                fits = self._gather(levels, step, ready, source, batch, teacher, student)
+                done += [self._refit(layer, *fits[layer.name]) for layer in ready]
+                progress("repairing", len(done) / len(layers))
+        return done
+
+    def _gather(
+        self, levels: Levels, step: int, ready: Sequence[Layer], source: Source, batch: int, teacher: Store, student: Store
+    ) -> dict[str, tuple[Regression, Regression]]:
+        """Run the next segment of both models over all samples; sums of products for every layer that waits at its end."""
+        first = len(teacher) == 0
+        ahead = {layer.output for layer in ready}
+        frontier_s = self._frontier(levels, step, set())
+        frontier_t = self._frontier(levels, step, ahead)
+        run_s = _Runner(self.student, self.graph, frontier_s, self.device)
+        run_t = _Runner(self.teacher, self.graph, [*frontier_t, *(ahead - set(frontier_t))], self.device)
+        fits = {layer.name: (Regression(), Regression()) for layer in ready}
+        share = max(source.count // batch, 1)
+        rng = torch.Generator().manual_seed(self.seed)
+        feeds = source.batches(batch) if first else (None for _ in range(len(teacher)))
+        for number, given in zip(count(), feeds):
+            if given is not None:
+                teacher.put(number, given)
+                student.put(number, given)
+            now_t, now_s = run_t(teacher.get(number)), run_s(student.get(number))
+            for layer in ready:
+                fit, held = fits[layer.name]
+                self._add(layer, held if number % HELD_EVERY == HELD_EVERY - 1 else fit, now_t, now_s, share, rng)
+            teacher.put(number, {n: now_t[n] for n in frontier_t})
+            student.put(number, {n: now_s[n] for n in frontier_s})
+        run_s.free()
+        run_t.free()
+        return fits
+
+    def _frontier(self, levels: Levels, step: int, ahead: set[str]) -> list[str]:
+        """Tensors known after this step that a later node reads. `ahead`: outputs of the waiting layers, if they are known too."""
+        through = segment(self.graph, levels.tensor.keys() - self._after(levels, step), sorted(ahead)).nodes if ahead else ()
+        passed = {o for index in through for o in self.graph.nodes[index].output if o}
+        known = {t for t, level in levels.tensor.items() if level <= step} | passed
+        wanted = set()
+        for index, node in enumerate(self.graph.nodes):
+            if any(o in levels.tensor and o not in known for o in node.output if o):
+                wanted.update(n for n in reads(self.graph, index) if n in known)
+        return sorted(wanted)
+
+    @staticmethod
+    def _after(levels: Levels, step: int) -> set[str]:
+        return {t for t, level in levels.tensor.items() if level > step}
+
+    def _add(self, layer: Layer, fit: Regression, teacher: Arrays, student: Arrays, batches: int, rng: torch.Generator) -> None:
+        device = self.device.torch_device
+        x = torch.from_numpy(student[layer.input]).to(device).float()
+        weight_shape = tuple(self._weight(layer).dims)
+        groups = group_count(layer, weight_shape)
+        inputs = int(np.prod(weight_shape)) // self._outputs(layer, weight_shape, groups)
+        limit = -(-max(ROWS_PER_INPUT * inputs, FEWEST_ROWS) // batches)
+        chosen = positions(layer, x, limit, rng)
+        target = self._target(layer, teacher, student, chosen)
+        fit.add(finite(rows(layer, x, groups, chosen), layer.input), finite(target, layer.output))
+
+    @staticmethod
+    def _outputs(layer: Layer, weight_shape: tuple[int, ...], groups: int) -> int:
+        if layer.op == "ConvTranspose":
+            return weight_shape[1] * groups
+        return weight_shape[1] if layer.transposed else weight_shape[0]
+
+    def _target(self, layer: Layer, teacher: Arrays, student: Arrays, chosen: torch.Tensor | None) -> torch.Tensor:
+        """The original's pre-activation at the kept outputs, made good for what the residual branch has lost."""
+        device = self.device.torch_device
+        keep = self._kept(layer)
+        target = outputs(layer, torch.from_numpy(teacher[layer.output]).to(device).float(), chosen)[:, keep]
+        residual = layer.residual
+        if residual is None or residual.other not in student or residual.other not in teacher:
+            return target
+        whole = outputs(layer, torch.from_numpy(teacher[residual.other]).to(device).float(), chosen)[:, keep]
+        lost = whole - outputs(layer, torch.from_numpy(student[residual.other]).to(device).float(), chosen)
+        if residual.batch_norm is not None:
+            factor = batch_norm(self.graph, residual.batch_norm, device)[0][keep]
+            usable = factor.abs() > 1e-3 * factor.abs().max()
+            lost = torch.where(usable, lost / torch.where(usable, factor, torch.ones_like(factor)), torch.zeros_like(lost))
+        return target + lost
+
+    def _kept(self, layer: Layer) -> torch.Tensor:
+        """Positions of the layer's outputs that stay."""
+        axis = 1 if layer.op.startswith("Conv") else len(layer.output_shape) - (2 if layer.side == "left" else 1)
+        channels = self.network.tensor_channels.get(layer.output, {}).get(axis)
+        keep = np.arange(layer.output_shape[axis]) if channels is None else np.flatnonzero(self.alive[channels])
+        return torch.from_numpy(keep).to(self.device.torch_device)
+
+    def _weight(self, layer: Layer) -> TensorProto:
+        return self.stored[layer.weight]
+
+    def _refit(self, layer: Layer, fit: Regression, held: Regression) -> LayerRepair:
+        device = self.device.torch_device
+        proto = self._weight(layer)
+        value = numpy_helper.to_array(proto)
+        matrix = to_matrix(layer, torch.from_numpy(value.astype(np.float64)).to(device))
+        bias = self._bias(layer, matrix)
+        free = layer.bias is not None or layer.widen_bias
+        found = self.solver(fit, held, matrix, bias, free_bias=free)
+        if found.weight is not matrix:
+            new = from_matrix(layer, found.weight, tuple(value.shape)).cpu().numpy().astype(value.dtype)
+            proto.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(new), proto.name))
+            if free:
+                self._set_bias(layer, found.bias.reshape(-1).cpu().numpy() / layer.bias_scale, value.dtype)
+        return LayerRepair(layer.name, found.before, found.after, found.ridge, fit.count + held.count)
+
+    def _bias(self, layer: Layer, matrix: torch.Tensor) -> torch.Tensor:
+        """(groups, out), zeros where there is none."""
+        if layer.bias is None:
+            return torch.zeros(matrix.shape[:2], dtype=matrix.dtype, device=matrix.device)
+        value = numpy_helper.to_array(self._stored_bias(layer)).astype(np.float64) * layer.bias_scale
+        return torch.from_numpy(value).to(matrix.device).reshape(matrix.shape[:2])
+
+    def _bias_input(self, layer: Layer) -> tuple[int, int]:
+        """(node, input) that reads the bias: the layer itself or the Add behind it."""
+        node = layer.bias_node if layer.bias_node is not None else layer.node
+        if node == layer.node:
+            return node, 2
+        names = list(self.graph.nodes[node].input)
+        return node, next(i for i, n in enumerate(names) if n in self.graph.constants)
+
+    def _stored_bias(self, layer: Layer) -> TensorProto:
+        name = self.cut.renamed.get(self._bias_input(layer), layer.bias or "")
+        return self.stored[name]
+
+    def _set_bias(self, layer: Layer, value: NDArray[Any], kind: np.dtype[Any]) -> None:
+        """Write the bias where the layer reads it. A new or a shared one becomes an initializer of its own."""
+        node, position = self._bias_input(layer)
+        model = self.cut.model
+        shared = layer.bias is not None and len(self.graph.end_users(layer.bias)) > 1 and (node, position) not in self.cut.renamed
+        if layer.bias is not None and not shared:
+            proto = self._stored_bias(layer)
+            old = numpy_helper.to_array(proto)
+            proto.CopyFrom(numpy_helper.from_array(value.reshape(old.shape).astype(old.dtype), proto.name))
+            return
+        name = f"{layer.bias or layer.weight + '.bias'}@{layer.name}"
+        shape = tuple(numpy_helper.to_array(self._stored_bias(layer)).shape) if shared else value.shape
+        self.stored[name] = surgeon.add_initializer(model, numpy_helper.from_array(value.reshape(shape).astype(kind), name))
+        inputs = model.graph.node[node].input
+        if len(inputs) > position:
+            inputs[position] = name
+        else:
+            inputs.append(name)
+        self.cut.renamed[node, position] = name
+        self.student.refresh()
+
+
+class _Runner:
+    """Runs the segment between what a batch has at hand and what is wanted; built when the first batch shows what that is."""
+
+    def __init__(self, parts: Parts, graph: Graph, wanted: Sequence[str], device: Device) -> None:
+        self._parts, self._graph, self._wanted, self._device = parts, graph, wanted, device
+        self._session: Session | None = None
+        self._built = False
+
+    def __call__(self, at_hand: Arrays) -> Arrays:
+        """Everything at hand plus everything wanted."""
+        if not self._built:
+            part = segment(self._graph, at_hand, self._wanted)
+            self._session = Session(self._parts.model(part), self._device) if part.nodes else None
+            self._built = True
+        return at_hand | (self._session.run(at_hand) if self._session else {})
+
+    def free(self) -> None:
+        if self._session:
+            self._session.free()
+

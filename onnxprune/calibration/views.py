@@ -1,0 +1,94 @@
+"""What the methods get to see: for each group the weights that make and read its channels, and the statistics asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from onnxprune.contract import Activation, ChannelView, Maker, Reader, Statistic
+from onnxprune.graph.structure import Graph
+from onnxprune.network import Group, Layer, Member, Network
+
+Statistics = Mapping[tuple[str, type[Statistic]], Statistic]
+
+
+def channel_views(graph: Graph, network: Network, groups: Sequence[Group], statistics: Statistics, device: str) -> list[ChannelView]:
+    """One view per group, tensors in float32 on `device`."""
+    by_node = {layer.node: layer for layer in network.layers}
+    return [_view(graph, network, group, by_node, statistics, device) for group in groups]
+
+
+def _view(graph: Graph, network: Network, group: Group, by_node: Mapping[int, Layer], statistics: Statistics, device: str) -> ChannelView:
+    makers, readers, activation = [], [], Activation()
+    for member in group.members:
+        slot = network.slots[member.slot]
+        layer = by_node.get(slot.node)
+        if layer is None or slot.parameter != layer.weight or slot.role == "follows":
+            continue
+        weight = tensor(graph, layer.weight, device)
+        if slot.role == "makes":
+            makers.append(_maker(graph, layer, weight, slot.axis, member, device))
+            activation = _loosest(activation, Activation(*layer.activation)) if len(makers) > 1 else Activation(*layer.activation)
+        else:
+            readers.append(_reader(layer, weight, slot.axis, member, device))
+    names = {m.layer for m in makers} | {r.layer for r in readers}
+    own = {key: value for key, value in statistics.items() if key[0] in names}
+    return ChannelView(group.name, group.size, tuple(makers), tuple(readers), activation, own)
+
+
+def _loosest(a: Activation, b: Activation) -> Activation:
+    """One activation for a sum of several layers: the common one, else the identity, which bounds all of them."""
+    return a if a == b else Activation()
+
+
+def tensor(graph: Graph, name: str, device: str) -> Tensor:
+    """A parameter in float32."""
+    return torch.from_numpy(graph.array(name).astype("float32")).to(device)
+
+
+def _maker(graph: Graph, layer: Layer, weight: Tensor, axis: int, member: Member, device: str) -> Maker:
+    """Rows by output channel. Batch norm behind the layer is folded in, here only: the file keeps it."""
+    where = torch.from_numpy(member.positions)
+    made = weight.movedim(axis, 0).flatten(1) * layer.scale
+    length = len(made)
+    bias = torch.zeros(length, device=device)
+    if layer.bias is not None:
+        # A grouped ConvTranspose has several biases per stored position; their norm stands for them.
+        stored = tensor(graph, layer.bias, device).reshape(-1, length) * layer.bias_scale
+        bias = stored[0] if len(stored) == 1 else torch.linalg.vector_norm(stored, dim=0)
+    scale = None
+    if layer.batch_norm is not None and graph.shapes[graph.nodes[layer.batch_norm].input[1]] == (length,):
+        factor, shift, gamma = batch_norm(graph, layer.batch_norm, device)
+        made, bias, scale = made * factor[:, None], bias * factor + shift, gamma
+    count = where.shape[1]
+    rows = made[where].reshape(len(where), -1)
+    biases = bias[where]
+    return Maker(
+        layer.name,
+        rows,
+        biases[:, 0] if count == 1 else torch.linalg.vector_norm(biases, dim=1),
+        None if scale is None else scale[where].abs().sum(1),
+    )
+
+
+def batch_norm(graph: Graph, node: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """y = factor * x + shift per channel, and gamma."""
+    gamma, beta, mean, variance = (
+        tensor(graph, stored.parameter, device) for n in graph.nodes[node].input[1:5] if (stored := graph.stored(n)) is not None
+    )
+    factor = gamma / torch.sqrt(variance + float(graph.attribute(node, "epsilon", 1e-5)))
+    return factor, beta - mean * factor, gamma
+
+
+def _reader(layer: Layer, weight: Tensor, axis: int, member: Member, device: str) -> Reader:
+    """(inputs, outputs * kernel positions): one row for every channel of the layer's input, groups laid side by side."""
+    columns = weight.movedim(axis, 0).flatten(1) * layer.scale
+    where = torch.from_numpy(member.positions)
+    if layer.op == "Conv" and layer.groups > 1:
+        out, per_group = weight.shape[:2]
+        blocks = weight.reshape(layer.groups, out // layer.groups, per_group, -1).permute(0, 2, 1, 3)
+        columns = blocks.reshape(layer.groups * per_group, -1)
+        where = torch.cat([where + g * per_group for g in range(layer.groups)], 1)
+    return Reader(layer.name, columns, where.to(device))

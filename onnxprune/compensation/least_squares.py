@@ -1,0 +1,186 @@
+"""Least-squares reconstruction of a layer from what is left of its input.
+
+    minimise over W, b:   mean ||W x' + b - t||^2 + lambda ||W - W0||^2
+
+    x'   what the layer reads now (patches of the pruned stream)      (in,)
+    t    what it should give: the original pre-activation, corrected  (out,)
+    W0   the weights that are left; the ridge pulls towards them, so that scarce data change little
+
+He, Zhang, Sun: "Channel Pruning for Accelerating Very Deep Neural Networks" (ICCV 2017), second stage, with three departures:
+inputs are those of the pruned prefix and targets those of the original (asymmetric reconstruction), the bias is fitted too, and
+the ridge shrinks towards W0 instead of zero. lambda = f * mean variance of x'; f is chosen on samples that the fit did not see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Shares of the mean input variance that are tried as ridge, weakest first.
+RIDGES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)
+# With this many rows per input the weakest ridge is as good as any, and the search is left out.
+PLENTY = 40
+
+
+class Regression:
+    """Moments of (x', t) per convolution group, in float64; enough for every formula in this file.
+
+    count   rows seen
+    xx      (groups, in + 1, in + 1) sums of products of (x', 1)
+    xt      (groups, in + 1, out) sums of products of (x', 1) with t
+    tt      (groups, out) sums of squares of t
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.xx: Tensor | None = None
+        self.xt: Tensor | None = None
+        self.tt: Tensor | None = None
+
+    def add(self, rows: Tensor, targets: Tensor) -> None:
+        """rows (n, groups, in), targets (n, groups * out). Products in float32, sums in float64: activations of one batch are alike in size."""
+        n, groups, _ = rows.shape
+        if n == 0:
+            return
+        x = torch.cat([rows.float(), rows.new_ones(n, groups, 1, dtype=torch.float32)], 2).transpose(0, 1)
+        t = targets.float().reshape(n, groups, -1).transpose(0, 1)
+        xx, xt, tt = (x.transpose(1, 2) @ x).double(), (x.transpose(1, 2) @ t).double(), (t**2).sum(1, dtype=torch.float64)
+        self.count += n
+        self.xx = xx if self.xx is None else self.xx.add_(xx)
+        self.xt = xt if self.xt is None else self.xt.add_(xt)
+        self.tt = tt if self.tt is None else self.tt.add_(tt)
+
+    def merge(self, other: Regression) -> None:
+        if other.xx is None or other.xt is None or other.tt is None:
+            return
+        self.count += other.count
+        self.xx = other.xx.clone() if self.xx is None else self.xx + other.xx
+        self.xt = other.xt.clone() if self.xt is None else self.xt + other.xt
+        self.tt = other.tt.clone() if self.tt is None else self.tt + other.tt
+
+    def moments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Means instead of sums."""
+        assert self.xx is not None and self.xt is not None and self.tt is not None, "no rows were added"
+        return self.xx / self.count, self.xt / self.count, self.tt / self.count
+
+    def error(self, weight: Tensor, bias: Tensor) -> float:
+        """Mean squared error of W x' + b, relative to the variance of t; weight (groups, out, in), bias (groups, out)."""
+        xx, xt, tt = self.moments()
+        a = torch.cat([weight, bias[..., None]], 2)
+        squared = torch.einsum("goi,gij,goj->", a, xx, a) - 2 * torch.einsum("goi,gio->", a, xt) + tt.sum()
+        spread = (tt - xt[:, -1] ** 2).sum()
+        return float(squared.clamp(min=0) / spread.clamp(min=1e-30))
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """New weight (groups, out, in) and bias (groups, out), and the relative squared error on samples not fitted, before and after.
+
+    ridge   the chosen share of the mean input variance, None where nothing was solved
+    """
+
+    weight: Tensor
+    bias: Tensor
+    before: float
+    after: float
+    ridge: float | None
+
+
+def least_squares(fit: Regression, held: Regression, weight: Tensor, bias: Tensor, *, free_bias: bool) -> Repaired:
+    """The best weights in the sense above. fit, held: disjoint samples; weight, bias: what is left (W0).
+
+    free_bias   False where the layer has no place for a bias: then b stays as it is
+    Falls back on the weights that are left if nothing better can be found (no rows, singular beyond the ridge, worse on `held`).
+    """
+    judge = held if held.count else fit
+    w0, b0 = weight.double(), bias.double()
+    if not fit.count:
+        return Repaired(weight, bias, float("nan"), float("nan"), None)
+    before = judge.error(w0, b0)
+    plenty = not held.count or fit.count > PLENTY * weight.shape[2]
+    choices = [(judge.error(*found), ridge) for ridge in RIDGES[: 1 if plenty else None] if (found := _solve(fit, w0, b0, ridge, free_bias))]
+    if not choices or not min(choices)[0] < before:
+        return Repaired(weight, bias, before, before, None)
+    after, ridge = min(choices)
+    whole = Regression()
+    whole.merge(fit)
+    whole.merge(held)
+    found = _solve(whole, w0, b0, ridge, free_bias) or _solve(fit, w0, b0, ridge, free_bias)
+    assert found is not None  # the same system was solved a moment ago
+    return Repaired(found[0], found[1], before, after, ridge)
+
+
+def _solve(data: Regression, w0: Tensor, b0: Tensor, ridge: float, free_bias: bool) -> tuple[Tensor, Tensor] | None:
+    """Normal equations, centred where the bias is free to take up the means; None if they cannot be factorised."""
+    xx, xt, _ = data.moments()
+    mean, target = xx[:, :-1, -1], xt[:, -1]
+    square, cross = xx[:, :-1, :-1], xt[:, :-1]
+    if free_bias:
+        square = square - mean[:, :, None] * mean[:, None, :]
+        cross = cross - mean[:, :, None] * target[:, None, :]
+    else:
+        cross = cross - mean[:, :, None] * b0[:, None, :]
+    variance = square.diagonal(dim1=1, dim2=2)
+    # The floor keeps dead inputs (all zero on every sample) at their old weights instead of at a division by zero.
+    damping = ridge * variance.mean(1) + 1e-10 * variance.mean() + 1e-12
+    system = square + torch.diag_embed(damping[:, None].expand_as(variance))
+    right = cross + damping[:, None, None] * w0.transpose(1, 2)
+    factor, info = torch.linalg.cholesky_ex(system)
+    if bool(info.any()):
+        return None
+    weight = torch.cholesky_solve(right, factor).transpose(1, 2)
+    if not bool(torch.isfinite(weight).all()):
+        return None
+    bias = target - torch.einsum("goi,gi->go", weight, mean) if free_bias else b0
+    return weight, bias
+
+
+def match_moments(fit: Regression, held: Regression, weight: Tensor, bias: Tensor, *, free_bias: bool) -> Repaired:
+    """Mean and variance correction: scale each row and shift it so that W x' + b has the mean and spread of t.
+
+    The scale is kept within [1/4, 4]: an output that hardly moves any more tells nothing about how far to stretch it. This is what
+    re-estimating batch-norm statistics does where batch norm was folded away.
+    """
+    whole = Regression()
+    whole.merge(fit)
+    whole.merge(held)
+    if not whole.count:
+        return Repaired(weight, bias, float("nan"), float("nan"), None)
+    w0, b0 = weight.double(), bias.double()
+    xx, xt, tt = whole.moments()
+    mean, target = xx[:, :-1, -1], xt[:, -1]
+    covariance = xx[:, :-1, :-1] - mean[:, :, None] * mean[:, None, :]
+    now = torch.einsum("goi,gij,goj->go", w0, covariance, w0).clamp(min=1e-20)
+    wanted = (tt - target**2).clamp(min=0)
+    scale = (wanted / now).sqrt().clamp(0.25, 4.0) if free_bias else torch.ones_like(b0)
+    new = w0 * scale[..., None]
+    shift = target - torch.einsum("goi,gi->go", new, mean) if free_bias else b0
+    judge = held if held.count else fit
+    return Repaired(new, shift, judge.error(w0, b0), judge.error(new, shift), None)
+
+
+def errors_by_count(covariance: Tensor, weights: Sequence[Tensor], order: Tensor, damping: float = 0.01) -> Tensor:
+    """What a reader loses if it keeps the first m inputs of `order` and is refitted: (inputs + 1,), entry m for m = 0 ... inputs.
+
+    The least-squares loss of removing the set R is tr(W_R (P_RR)^-1 W_R^T) with P = covariance^-1 (damped). One Cholesky
+    factorisation of P in the order of removal gives it for every R at once: the leading blocks of a Cholesky factor are nested.
+
+    covariance (inputs, inputs); weights: one (inputs, n) for every kernel position and output; order: inputs, the best first.
+    """
+    removal = order.flip(0)
+    system = covariance + damping * covariance.diagonal().mean().clamp(min=1e-12) * torch.eye(
+        len(covariance), dtype=covariance.dtype, device=covariance.device
+    )
+    precision = torch.cholesky_inverse(torch.linalg.cholesky(system))
+    factor, info = torch.linalg.cholesky_ex(precision[removal][:, removal])
+    if int(info):
+        diagonal = torch.cat([w**2 for w in weights], 1).sum(1) * covariance.diagonal()
+        steps = diagonal[removal]
+    else:
+        stacked = torch.cat([w.to(covariance.dtype) for w in weights], 1)[removal]
+        steps = (torch.linalg.solve_triangular(factor, stacked, upper=False) ** 2).sum(1)
+    lost = torch.cat([steps.new_zeros(1), steps.cumsum(0)])
+    return lost.flip(0)

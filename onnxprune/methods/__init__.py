@@ -1,0 +1,30 @@
+"""DECIDE: one file per paper. Importing this package registers every method of ours and those that other packages offer."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+
+from onnxprune.contract import METHODS, Method
+from onnxprune.errors import OnnxpruneError, UnknownNameError
+from onnxprune.methods import batch_norm_scale, coreset, norms
+
+__all__ = ["METHODS", "batch_norm_scale", "coreset", "create", "norms"]
+
+ENTRY_POINTS = "onnxprune.methods"
+
+
+def create(name: str, **options: object) -> Method:
+    """The method registered as `name`, with its options. Packages that announce methods by entry point are imported on demand."""
+    if name not in METHODS:
+        _load_entry_points()
+    if name not in METHODS:
+        raise UnknownNameError("method", name, METHODS)
+    return METHODS[name](**options)
+
+
+def _load_entry_points() -> None:
+    for entry in entry_points(group=ENTRY_POINTS):
+        try:
+            entry.load()
+        except Exception as error:  # any fault of a third party's package, named instead of a traceback
+            raise OnnxpruneError(f"the method package {entry.value!r} cannot be loaded: {error}", "update or uninstall it") from error

@@ -1,0 +1,389 @@
+"""The whole story in one place: find, see, decide, do, say.
+
+    file    = load(model)                      find:   read it, refuse what is not ONNX
+    network = find(prepare(file.model))                layers, groups of channels, pins
+    facts   = gather(..., calibration)         see:    one pass over sample inputs
+    counts  = by_ratio(...) or by_target(...)  decide: how many channels every group keeps, and which
+    cut     = cut(graph, network, alive)       do:     smaller tensors
+    prove(...)                                         equal to the masked twin, or an error
+    Repair(...).run(...)                               refit what reads fewer channels than before
+    save(...)                                          whole or not at all
+    report  = ...                              say:    what it cost and gained, on held-out inputs
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxprune import account, decide
+from onnxprune.budget.allocate import Counts, by_ratio, by_target, resource
+from onnxprune.calibration.repair import LayerRepair, Repair, repairable
+from onnxprune.calibration.samples import Samples, open_samples
+from onnxprune.compensation.least_squares import least_squares, match_moments
+from onnxprune.contract import ChannelPlan, Method
+from onnxprune.devices import Device, choose_device
+from onnxprune.errors import UnknownNameError, UsageError
+from onnxprune.figures import SCHEMA, LatencyFigures, Report
+from onnxprune.graph import Graph, ModelFile, find, load, prepare
+from onnxprune.methods import create
+from onnxprune.network import Bools, Network
+from onnxprune.rewrite.cut import Cut, cut
+from onnxprune.rewrite.finish import finish, reweigh
+from onnxprune.rewrite.prove import check_valid, prove
+from onnxprune.rewrite.save import check_target, save
+from onnxprune.runtime import Session
+from onnxprune.validation.accuracy import AccuracyMeter, load_labels
+from onnxprune.validation.deviation import measure
+from onnxprune.validation.gates import GateExpression, check_outputs, evaluate, parse
+from onnxprune.validation.latency import measure_latency
+from onnxprune.version import __version__
+
+Progress = Callable[[str, float], None]
+REPAIRS = ("auto", "least-squares", "mean", "none")
+SOLVERS = {"least-squares": least_squares, "mean": match_moments}
+# Samples on which the rewrite is held against its masked twin.
+PROOF_BATCH = 2
+
+
+def _silent(stage: str, share: float) -> None:
+    """The default of `progress`."""
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """`model`: the pruned model, weights inside. `report`: see figures.Report; the same dictionary that --json writes."""
+
+    model: onnx.ModelProto = field(repr=False)
+    report: Report
+    external: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the model, whole or not at all; external data in the style of the original. Raises SaveError."""
+        target = Path(path)
+        source = self.report["original"]["path"]
+        check_target(target, Path(source) if source else None)
+        save(self.model, target, self.external)
+        return target
+
+
+@dataclass
+class _Clock:
+    """Seconds spent in each stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+
+
+def prune(
+    model: str | os.PathLike[str] | onnx.ModelProto,
+    method: str = "coreset-channel",
+    ratio: float | None = None,
+    *,
+    target: str | None = None,
+    data: Any = None,
+    test_data: Any = None,
+    labels: str | os.PathLike[str] | NDArray[Any] | None = None,
+    budget: str = "auto",
+    align: str | int = "auto",
+    repair: str = "auto",
+    sequential: bool | None = None,
+    reweigh: bool = True,
+    beta: float | None = None,
+    options: Mapping[str, Any] | None = None,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    device: str = "auto",
+    threads: int = 1,
+    seed: int = 0,
+    samples: int = 512,
+    held_out: float = 0.2,
+    batch: int = 32,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    mean: Any = None,
+    std: Any = None,
+    layout: str = "auto",
+    latency: bool = True,
+    gates: Sequence[str] = (),
+    output: str | os.PathLike[str] | None = None,
+    progress: Progress = _silent,
+) -> PruneResult:
+    """Prune a model, repair it, prove it, and report what that cost and gained.
+
+    model         path of an .onnx file, or a ModelProto (which is not changed)
+    method        see `onnxprune.methods.METHODS`; `options` and `beta` are passed to it
+    ratio         share of the channels to remove, 0 <= ratio < 1
+    target        instead of ratio: 'macs=0.6', 'params=..', 'bytes=..' or 'latency=..', the share to keep
+    data          calibration inputs (see calibration.sources.open_source); None: test data beside the model, else smooth noise
+    test_data     inputs for the report; None: `held_out` of `data`. `labels`: their classes
+    budget        'auto', 'uniform' or 'global' (see budget.allocate.by_ratio)
+    align         'auto' or a block size for channel counts
+    repair        'auto', 'least-squares', 'mean' or 'none'; `sequential`: refit on the pruned stream (default) or on the original's
+    reweigh       with repair 'none': apply the method's factors to the readers' weights
+    only, skip    globs of group, layer or weight names
+    gates         expressions that make the result fail, such as 'top1_agreement<0.95'
+    output        save there as well
+
+    Raises the errors of onnxprune.errors, each with a remedy.
+    """
+    request = _Request(method=method, ratio=ratio, target=target, budget=budget, align=align, repair=repair, reweigh=reweigh, seed=seed,
+                       sequential=sequential, only=tuple(only), skip=tuple(skip), threads=threads, batch=batch,
+                       options=dict(options or {}) | ({} if beta is None else {"beta": beta}), gates=tuple(parse(g) for g in gates))  # fmt: skip
+    clock = _Clock()
+    file = load(model)
+    if output is not None:
+        check_target(Path(output), file.path)
+    chosen_device = choose_device(device)
+    with clock.stage("find"):
+        graph, inputs = open_samples(
+            file, data, test_data, samples=samples, held_out=held_out, seed=seed, input_shapes=input_shapes, mean=mean, std=std, layout=layout
+        )
+        network = find(graph)
+    for gate in request.gates:
+        check_outputs(gate, graph.outputs)
+    job = _Job(request, file, graph, network, inputs, chosen_device, progress, clock)
+    result = job.run(labels, latency)
+    if output is not None:
+        with clock.stage("save"):
+            size = save(result.model, Path(output), file.external)
+        saved = load(output)
+        result.report["pruned"].update(path=str(output), sha256=saved.sha256, bytes=size)
+    result.report["timings"] = dict(clock.seconds)
+    result.report["gates"] = evaluate(request.gates, result.report)
+    return result
+
+
+@dataclass(frozen=True)
+class _Request:
+    """The options of one run, checked before any work is done."""
+
+    method: str
+    ratio: float | None
+    target: str | None
+    budget: str
+    align: str | int
+    repair: str
+    reweigh: bool
+    sequential: bool | None
+    seed: int
+    only: tuple[str, ...]
+    skip: tuple[str, ...]
+    threads: int
+    batch: int
+    options: dict[str, Any]
+    gates: tuple[GateExpression, ...]
+
+    def __post_init__(self) -> None:
+        if (self.ratio is None) == (self.target is None):
+            raise UsageError("say how much should go", "give either a ratio (share removed) or a target such as 'macs=0.6' (share kept)")
+        if self.ratio is not None and not 0 <= self.ratio < 1:
+            raise UsageError(f"a ratio of {self.ratio}", "it is the share of channels to remove, from 0 to less than 1")
+        if self.repair not in REPAIRS:
+            raise UnknownNameError("repair", self.repair, REPAIRS)
+
+    @property
+    def goal(self) -> tuple[str, float]:
+        """What is rationed and the share of it to keep."""
+        if self.target is None:
+            return "channels", 1 - float(self.ratio or 0)
+        kind, _, share = self.target.partition("=")
+        try:
+            value = float(share)
+        except ValueError:
+            value = -1.0
+        if kind not in ("macs", "params", "bytes", "latency") or not 0 < value <= 1:
+            raise UsageError(f"a target of {self.target!r}", "write macs=0.6, params=0.6, bytes=0.6 or latency=0.6: the share to keep")
+        return kind, value
+
+    @property
+    def repair_kind(self) -> str:
+        return "least-squares" if self.repair == "auto" else self.repair
+
+
+@dataclass
+class _Job:
+    """One pruning run; the stages of the story are its methods, in the order of the story."""
+
+    request: _Request
+    file: ModelFile
+    graph: Graph
+    network: Network
+    samples: Samples
+    device: Device
+    progress: Progress
+    clock: _Clock
+
+    def run(self, labels: Any, latency: bool) -> PruneResult:
+        method = create(self.request.method, **self.request.options)
+        with self.clock.stage("observe"):
+            decisions = self._see(method)
+        with self.clock.stage("decide"):
+            counts = self._budget(decisions)
+            plans = decide.plans(method, decisions, counts, self.request.seed)
+        alive = self.network.alive({name: plan.keep.numpy(force=True) for name, plan in plans.items()})
+        with self.clock.stage("rewrite"):
+            made = cut(self.graph, self.network, alive)
+        with self.clock.stage("prove"):
+            difference = prove(self.graph, self.network, alive, made.model, self.samples.few(PROOF_BATCH), self.device)
+        with self.clock.stage("repair"):
+            done, left = self._repair(made, alive, plans)
+        with self.clock.stage("finish"):
+            finish(made.model, self.graph, self._provenance(method))
+            warnings = check_valid(made.model, self.graph.model)
+        report = self._report(method, made, counts, decisions, done, left, difference, warnings)
+        with self.clock.stage("validate"):
+            self._validate(made.model, report, labels, latency)
+        return PruneResult(made.model, report, self.file.external)
+
+    def _see(self, method: Method) -> list[decide.Decision]:
+        """Evidence, scores and losses of every group that may be pruned."""
+        request = self.request
+        groups = decide.select(self.network, method, request.only, request.skip)
+        weigh = request.budget == "auto"
+        wanted = weigh or bool(method.needs)
+        statistics = decide.gather(
+            self.graph, self.network, groups, method, self.samples.calibration if wanted else None, weigh=weigh, batch=self.samples.batch(request.batch),
+            device=self.device, seed=request.seed, progress=self.progress,
+        )  # fmt: skip
+        return decide.judge(self.graph, self.network, groups, method, statistics, align=request.align, seed=request.seed, device=self.device)
+
+    def _budget(self, decisions: Sequence[decide.Decision]) -> Counts:
+        kind, share = self.request.goal
+        candidates = [d.candidate for d in decisions]
+        if kind == "channels":
+            return by_ratio(self.request.budget, candidates, 1 - share)
+        if kind == "latency":
+            return self._by_latency(decisions, share)
+        counts = by_target(self.request.budget, candidates, resource(self.network, kind), share)
+        return counts
+
+    def _by_latency(self, decisions: Sequence[decide.Decision], share: float) -> Counts:
+        """Measured, not modelled: bisect over the share of multiplications until the pruned model's time fits."""
+        candidates = [d.candidate for d in decisions]
+        macs = resource(self.network, "macs")
+        least = macs({c.name: c.choices.counts[-1] for c in candidates})
+        low, high, best = least, 1.0, by_target(self.request.budget, candidates, macs, least)
+        for _ in range(7):
+            middle = (low + high) / 2
+            counts = by_target(self.request.budget, candidates, macs, middle)
+            kept = {d.view.name: d.order[: counts[d.view.name]].sort().values.numpy(force=True) for d in decisions}
+            figures = self._latency(cut(self.graph, self.network, self.network.alive(kept)).model, seconds=2.0)
+            if 1 / figures["speedup"] <= share:
+                low, best = middle, counts
+            else:
+                high = middle
+        if low == least:
+            raise UsageError(f"a latency of {share:g} of the original's cannot be reached on this machine", "ask for a larger share")
+        return best
+
+    def _repair(self, made: Cut, alive: Bools, plans: Mapping[str, ChannelPlan]) -> tuple[list[LayerRepair], dict[str, str]]:
+        kind = self.request.repair_kind
+        if kind == "none":
+            if self.request.reweigh:
+                reweigh(made, self.graph, self.network, plans)
+            return [], {}
+        layers, left = repairable(self.graph, self.network, alive)
+        worker = Repair(self.graph, self.network, made, alive, solver=SOLVERS[kind], device=self.device, seed=self.request.seed)
+        batch = self.samples.batch(self.request.batch)
+        return worker.run(layers, self.samples.calibration, batch, self.progress, sequential=self.request.sequential is not False), left
+
+    def _provenance(self, method: Method) -> dict[str, str]:
+        request = self.request
+        return {
+            "onnxprune.version": __version__,
+            "onnxprune.method": method.name,
+            "onnxprune.options": ", ".join(f"{k}={v}" for k, v in sorted(self._options(method).items())),
+            "onnxprune.ratio": str(request.ratio) if request.target is None else str(request.target),
+            "onnxprune.seed": str(request.seed),
+            "onnxprune.sha256_source": self.file.sha256,
+        }
+
+    def _options(self, method: Method) -> dict[str, Any]:
+        request = self.request
+        return {
+            "budget": request.budget, "align": request.align, "repair": request.repair_kind, "reweigh": request.reweigh,
+            "sequential": request.sequential is not False, "target": request.target, "only": list(request.only), "skip": list(request.skip),
+        } | method.values  # fmt: skip
+
+    def _report(
+        self, method: Method, made: Cut, counts: Counts, decisions: Sequence[decide.Decision], done: Sequence[LayerRepair], left: Mapping[str, str],
+        difference: float, warnings: Sequence[str],
+    ) -> Report:  # fmt: skip
+        request = self.request
+        pruned, _ = prepare(made.model, self.graph.inputs)
+        mode = "none" if request.repair_kind == "none" else "sequential" if request.sequential is not False else "parallel"
+        figures = account.model_figures(None, pruned, find(pruned))
+        figures["bytes"] = made.model.ByteSize()
+        return Report(
+            schema=SCHEMA,
+            tool={"name": "onnxprune", "version": __version__},
+            method=method.name,
+            options=self._options(method),
+            ratio=request.ratio,
+            seed=request.seed,
+            device=self.device.provider,
+            original=account.model_figures(self.file, self.graph, self.network),
+            pruned=figures,
+            groups=account.group_figures(self.network, counts),
+            removed=made.removed,
+            pinned=account.pin_figures(self.network),
+            repair=account.repair_figures(request.repair_kind, mode, done, left, self.samples.calibration.count),
+            alignment=account.alignment_figures(request.align, [d.candidate.choices for d in decisions], counts, request.ratio),
+            latency=None,
+            deviation={},
+            accuracy=None,
+            proof={"max_relative_difference": difference, "samples": PROOF_BATCH},
+            data=self.samples.describe(),
+            gates=[],
+            timings={},
+            warnings=[*self.file.notes, *self.samples.warnings, *([self.device.note] if self.device.note else []), *warnings],
+        )
+
+    def _validate(self, model: onnx.ModelProto, report: Report, labels: Any, latency: bool) -> None:
+        """Deviation and accuracy on inputs that nothing was fitted to; latency of both, in turns."""
+        meter = AccuracyMeter(self.samples.labels(_labels(labels))) if labels is not None else None
+        original, pruned = Session(self.graph.model, self.device), Session(model, self.device)
+        report["deviation"] = measure(original, pruned, self.samples.test.batches(self.samples.batch(self.request.batch)), meter)
+        report["accuracy"] = meter.result() if meter else None
+        original.free()
+        pruned.free()
+        if latency:
+            self.progress("timing both models", 0.0)
+            figures = self._latency(model)
+            report["latency"] = figures
+            report["original"]["latency_ms"], report["pruned"]["latency_ms"] = figures["original_ms"], figures["pruned_ms"]
+
+    def _latency(self, model: onnx.ModelProto, seconds: float = 6.0) -> LatencyFigures:
+        threads = self.request.threads
+        sessions = Session(self.graph.model, self.device, threads=threads), Session(model, self.device, threads=threads)
+        try:
+            return measure_latency(*sessions, next(self.samples.test.batches(1)), threads=threads, seconds=seconds)
+        finally:
+            for session in sessions:
+                session.free()
+
+
+def _labels(given: Any) -> NDArray[np.int64]:
+    return load_labels(given) if isinstance(given, str | os.PathLike) else np.asarray(given, np.int64).reshape(-1)
+
+
+def inspect(model: str | os.PathLike[str] | onnx.ModelProto, *, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Network:
+    """Layers, groups of channels and pins of a model, without running it."""
+    return find(prepare(load(model).model, input_shapes)[0])
+

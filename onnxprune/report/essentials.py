@@ -1,0 +1,160 @@
+"""What every form of the report tells, taken from its figures once: headline, rows, pins by reason, plain sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from onnxprune.report import units
+
+Figures = Mapping[str, Any]
+MOST_GROUPS = 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table of both models; `good` says whether the change is what pruning is for (None: neither)."""
+
+    what: str
+    original: str
+    pruned: str
+    change: str
+    good: bool | None = None
+
+
+@dataclass(frozen=True)
+class PinnedReason:
+    reason: str
+    tensors: int
+    channels: int
+
+
+def title(report: Figures) -> str:
+    """The file's name, or both names where two files were compared."""
+    original, pruned = (report.get(which, {}).get("path") for which in ("original", "pruned"))
+    name = units.printable(PurePath(original).name) if original else "model"
+    if not report.get("method"):
+        return f"{name} and {units.printable(PurePath(pruned).name) if pruned else 'the other model'}"
+    return name
+
+
+def headline(report: Figures) -> str:
+    """What was asked for and what came of it."""
+    groups: list[Figures] = report.get("groups") or []
+    channels, kept = (sum(g[key] for g in groups) for key in ("channels", "kept"))
+    parts = []
+    target = (report.get("options") or {}).get("target")
+    if target:
+        parts.append(f"target {_target(target)} asked")
+    elif report.get("ratio") is not None:
+        parts.append(f"ratio {report['ratio']:.2f} asked")
+    if channels:
+        parts.append(f"{1 - kept / channels:.2f} of the channels gone")
+    macs = report["original"]["macs"], report["pruned"]["macs"]
+    if macs[0]:
+        parts.append(f"{macs[1] / macs[0]:.2f} of the MACs left")
+    return ", ".join(parts)
+
+
+def _target(target: object) -> str:
+    return ", ".join(f"{k}={v}" for k, v in target.items()) if isinstance(target, Mapping) else str(target)
+
+
+def rows(report: Figures) -> list[Row]:
+    """Original against pruned, one row per figure that both have."""
+    original, pruned = report["original"], report["pruned"]
+    kinds = (("parameters", "parameters", units.count), ("MACs", "macs", units.count))
+    sizes = (("file size", "bytes", units.size), ("peak tensor memory", "peak_memory_bytes", units.size))
+    found = []
+    for what, key, form in (*kinds, *sizes):
+        a, b = original.get(key), pruned.get(key)
+        if a is not None and b is not None:
+            found.append(Row(what, form(a), form(b), units.change(a, b), b < a if b != a else None))
+    return found + _latency_rows(report) + _accuracy_rows(report)
+
+
+def _latency_rows(report: Figures) -> list[Row]:
+    figures = report.get("latency")
+    if not figures:
+        return []
+    speedup = figures["speedup"]
+    words = f"{speedup:.2f}x faster" if speedup >= 1 else f"{1 / speedup:.2f}x slower"
+    what = f"latency ({units.plural(figures['threads'], 'thread')}, batch {figures['batch']})"
+    texts = [units.milliseconds(figures[key]) for key in ("original_ms", "pruned_ms")]
+    return [Row(what, texts[0], texts[1], words if abs(speedup - 1) >= 0.005 else "same", speedup >= 1)]
+
+
+def _accuracy_rows(report: Figures) -> list[Row]:
+    accuracy = report.get("accuracy")
+    if not accuracy:
+        return []
+    a, b = accuracy["original"], accuracy["pruned"]
+    return [Row("accuracy", units.percent(a, 2), units.percent(b, 2), f"{100 * (b - a):+.2f} points", None)]
+
+
+DEVIATION_HEADER = ("output", "max abs", "mean abs", "rel. L2", "cosine", "SNR", "top-1 agree")
+
+
+def deviation_rows(report: Figures) -> list[tuple[str, ...]]:
+    """One row per output, under DEVIATION_HEADER."""
+    return [(units.printable(name), *_deviation(figures)) for name, figures in (report.get("deviation") or {}).items()]
+
+
+def _deviation(d: Figures) -> tuple[str, ...]:
+    plain = [units.number(d[key]) for key in ("max_abs", "mean_abs", "relative_l2")]
+    cosine = units.UNDEFINED if d["cosine"] is None else f"{d['cosine']:.4f}"
+    snr = "no noise" if d["snr_db"] is None and d["max_abs"] == 0 else units.UNDEFINED
+    if d["snr_db"] is not None:
+        snr = f"{d['snr_db']:.1f} dB"
+    agreement = units.UNDEFINED if d["top1_agreement"] is None else units.percent(d["top1_agreement"])
+    return (*plain, cosine, snr, agreement)
+
+
+def largest_groups(report: Figures, most: int | None) -> tuple[list[Figures], int]:
+    """The groups with the most channels, in the order of the model, and how many are left out."""
+    groups: list[Figures] = list(report.get("groups") or [])
+    if most is None or len(groups) <= most:
+        return groups, 0
+    chosen = sorted(sorted(range(len(groups)), key=lambda i: -groups[i]["channels"])[:most])
+    return [groups[i] for i in chosen], len(groups) - most
+
+
+def gone(group: Figures) -> str:
+    """The share of a group's channels that went."""
+    share = 1 - group["kept"] / group["channels"] if group["channels"] else 0.0
+    return units.percent(share, 0) if share else units.UNDEFINED
+
+
+def pinned_reasons(pins: Iterable[Figures]) -> list[PinnedReason]:
+    """Pins by reason, the one that holds most channels first."""
+    found: dict[str, PinnedReason] = {}
+    for pin in pins:
+        reason = pin["reason"]
+        before = found.get(reason, PinnedReason(reason, 0, 0))
+        found[reason] = PinnedReason(reason, before.tensors + 1, before.channels + pin.get("channels", 0))
+    return sorted(found.values(), key=lambda pinned: (-pinned.channels, pinned.reason))
+
+
+def notes(report: Figures) -> list[tuple[str, str]]:
+    """(label, sentence) for alignment, repair, proof and data, where the report tells of them."""
+    labels = {"alignment": "aligned", "repair": "repaired", "proof": "proven", "data": "inputs"}
+    told = [(label, units.sentence(report.get(key) or {})) for key, label in labels.items()]
+    return [(label, text) for label, text in told if text]
+
+
+def gate_value(gate: Figures) -> str:
+    if gate["value"] is not None:
+        return f"{gate['value']:.4g}"
+    return "perfect" if gate["passed"] else "not known"
+
+
+def device_line(report: Figures) -> str:
+    total = (report.get("timings") or {}).get("total")
+    return units.printable(str(report["device"])) + (f", {units.seconds(total)} in all" if total else "")
+
+
+def deviation_remark(report: Figures) -> str:
+    real = (report.get("data") or {}).get("real")
+    return "of the outputs, on noise: this is not accuracy" if real is False else "of the outputs, on held-out inputs"

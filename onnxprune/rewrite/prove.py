@@ -1,0 +1,107 @@
+"""The proof: the smaller model, repair and reweighing switched off, gives what its masked twin gives on real inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from onnxprune.devices import Device
+from onnxprune.errors import ModelError, ProofError
+from onnxprune.graph.load import SERIALISABLE, stored_bytes
+from onnxprune.graph.structure import Graph
+from onnxprune.network import Bools, Network
+from onnxprune.rewrite.mask import masked_twin
+from onnxprune.runtime import Session
+
+Feeds = Mapping[str, NDArray[Any]]
+TOLERANCE = {TensorProto.FLOAT16: 1e-2, TensorProto.BFLOAT16: 5e-2}
+
+
+def prove(graph: Graph, network: Network, alive: Bools, pruned: onnx.ModelProto, batches: Iterable[Feeds], device: Device) -> float:
+    """The largest difference to the twin over all outputs and batches, relative to the largest value of that output.
+
+    Raises ProofError above 1e-4 (float16: 1e-2): then the rewrite is wrong, and the result must not leave.
+    """
+    feeds = list(batches)
+    small = _run(pruned, feeds, device, "the pruned model does not load")
+    twin = _run(masked_twin(graph, network, alive), feeds, device, "the masked twin does not load")
+    worst = 0.0
+    half = {t.data_type for t in graph.parameters.values()} & set(TOLERANCE)
+    limit = max((TOLERANCE[t] for t in half), default=1e-4)
+    for got, expected in zip(small, twin, strict=True):
+        for name, value in expected.items():
+            difference = _difference(got[name], value)
+            worst = max(worst, difference)
+            if not difference <= limit:
+                raise ProofError(
+                    f"output {name!r} of the pruned model differs from its masked twin by {difference:.1e} (allowed: {limit:.0e})",
+                    "nothing was written; please report this with the model",
+                )
+    return worst
+
+
+def check_valid(model: onnx.ModelProto, original: onnx.ModelProto) -> list[str]:
+    """onnx.checker with full_check, and strict shape inference: what the original passes, the result must pass.
+
+    Returns warnings for checks that the original fails itself. Raises ProofError for those that only the result fails.
+    """
+    if stored_bytes(model) >= SERIALISABLE:
+        return ["the model is above 2 GiB, where onnx.checker cannot be asked; ONNX Runtime loads it"]
+    warnings = []
+    for name, check in (("onnx.checker", _full_check), ("strict shape inference", _strict_shapes)):
+        problem = check(model)
+        if problem and not check(original):
+            raise ProofError(f"the pruned model fails {name}: {problem}", "nothing was written; please report this with the model")
+        if problem:
+            warnings.append(f"the original fails {name} already, so the result was not held to it: {problem}")
+    return warnings
+
+
+def _full_check(model: onnx.ModelProto) -> str:
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
+        return str(error).strip().splitlines()[0]
+    return ""
+
+
+def _strict_shapes(model: onnx.ModelProto) -> str:
+    try:
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    except (onnx.shape_inference.InferenceError, ValueError) as error:
+        return str(error).strip().splitlines()[0]
+    return ""
+
+
+def _run(model: onnx.ModelProto, batches: list[Feeds], device: Device, problem: str) -> list[dict[str, NDArray[Any]]]:
+    try:
+        session = Session(model, device)
+    except ModelError as error:
+        raise ProofError(f"{problem}: {error.problem}", "nothing was written; please report this with the model") from error
+    try:
+        return [session.run(feeds) for feeds in batches]
+    finally:
+        session.free()
+
+
+def _difference(got: Any, expected: Any) -> float:
+    """max |got - expected| / max |expected|; infinite where only one of them is finite or the shapes differ."""
+    if not isinstance(expected, np.ndarray) or expected.dtype.kind not in "fiubV":
+        return 0.0
+    if got.shape != expected.shape:
+        return float("inf")
+    a, b = got.astype(np.float64), expected.astype(np.float64)
+    if not a.size:
+        return 0.0
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    if bool(same.all()):
+        return 0.0
+    if not bool((np.isfinite(a) == np.isfinite(b)).all()):
+        return float("inf")
+    finite = np.isfinite(b)
+    return float(np.abs(a - b)[finite].max() / max(np.abs(b[finite]).max(), 1e-30))

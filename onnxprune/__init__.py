@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from onnxprune.errors import OnnxpruneError
     from onnxprune.graph.labels import rule
     from onnxprune.graph.load import load
-    from onnxprune.pipeline import PruneResult, inspect, prune
+    from onnxprune.pipeline import PruneResult, compare, inspect, prune
 
 _HOMES = {
     "prune": "onnxprune.pipeline",

@@ -253,6 +253,10 @@ class Method(ABC):
                 raise UnknownNameError(f"option of method {self.name!r}", name, self.options)
         self.values: dict[str, Any] = {k: o.default for k, o in self.options.items()} | values
 
+    def wants(self, activation: Activation) -> tuple[type[Statistic], ...]:
+        """The statistics wanted on the input of a maker with this activation behind it: `needs`, unless a method can do with fewer."""
+        return self.needs
+
     @abstractmethod
     def score(self, view: ChannelView) -> Tensor:
         """(channels,) finite importance, larger is more important."""

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from onnxprune.budget.alignment import Choices, choices, vector_block
 from onnxprune.budget.allocate import Candidate, Counts
-from onnxprune.calibration.observe import Progress, Tap, observe
+from onnxprune.calibration.observe import Progress, Rows, Tap, observe
 from onnxprune.calibration.sources import Source
 from onnxprune.calibration.views import Statistics, channel_views
 from onnxprune.compensation.least_squares import errors_by_count
-from onnxprune.contract import ChannelPlan, ChannelView, Method, Moments, Statistic, check_scores
+from onnxprune.contract import Activation, ChannelPlan, ChannelView, Method, Moments, Statistic, check_scores
 from onnxprune.devices import Device
 from onnxprune.errors import NothingToPruneError, UnknownNameError
 from onnxprune.graph.structure import Graph
@@ -105,7 +105,7 @@ def gather(
     makers = {name for g in groups for name in g.makers}
     readers = {name for g in groups for name in g.readers}
     for name in sorted(makers):
-        for kind in method.needs:
+        for kind in method.wants(Activation(*network.layer[name].activation)):
             found[name, kind] = kind()
             taps.append(_tap(network.layer[name], found[name, kind], batches))
     for name in sorted(readers if weigh else ()):
@@ -117,14 +117,18 @@ def gather(
         found[name, Spread] = spread
         tensor = layer.residual.sum if layer.residual else layer.output
         limit = -(-FEWEST_ROWS // batches)
-        taps.append(Tap(tensor, lambda y, rng, layer=layer, limit=limit: _output_rows(layer, y, limit, rng), spread))  # type: ignore[misc]
+        taps.append(Tap(tensor, _output_rows(layer, limit), spread))
     observe(graph, taps, source, batch=batch, device=device, seed=seed, progress=progress)
     return found
 
 
-def _output_rows(layer: Layer, y: Tensor, limit: int, rng: torch.Generator) -> Tensor:
-    flat = outputs(layer, y, None)
-    return flat if len(flat) <= limit else flat[torch.randperm(len(flat), generator=rng)[:limit].to(flat.device)]
+def _output_rows(layer: Layer, limit: int) -> Rows:
+    def pick(y: Tensor, rng: torch.Generator) -> Tensor:
+        axis = 1 if layer.op.startswith("Conv") else y.ndim - 1
+        total = y.numel() // y.shape[axis]
+        return outputs(layer, y, torch.randperm(total, generator=rng)[:limit].to(y.device) if total > limit else None)
+
+    return pick
 
 
 def _tap(layer: Layer, statistic: Statistic, batches: int) -> Tap:

@@ -6,11 +6,11 @@ its zero-stuffed input with the mirrored kernel, so that it has the same form.
 
 from __future__ import annotations
 
+from itertools import product
 from math import prod
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from onnxprune.network import Layer
 
@@ -76,74 +76,79 @@ def positions(layer: Layer, x: Tensor, limit: int, rng: torch.Generator) -> Tens
 
 
 def rows(layer: Layer, x: Tensor, groups: int, chosen: Tensor | None) -> Tensor:
-    """What each output position reads: (positions, groups, in). `chosen` as from `positions`."""
+    """What each output position reads: (positions, groups, in). `chosen` as from `positions`.
+
+    Only the chosen positions are gathered, straight from the channels-first layout: no padded or reordered copy of x is made.
+    """
     if not layer.op.startswith("Conv"):
         flat = x.movedim(_input_axis(layer, x), -1).reshape(-1, x.shape[_input_axis(layer, x)])
         return (flat if chosen is None else flat[chosen])[:, None]
     out = output_spatial(layer, tuple(x.shape[2:]))
-    x, strides = _padded(layer, x)
-    flat = x.movedim(1, -1).reshape(-1, x.shape[1])
-    spatial = tuple(x.shape[2:])
     index = torch.arange(x.shape[0] * prod(out), device=x.device) if chosen is None else chosen
-    base = _start(index, out, spatial, strides)
-    taps = [flat[base + offset] for offset in _offsets(layer, spatial)]
+    sample, place = index // prod(out), _unravel(index % prod(out), out)
+    flat = x.reshape(*x.shape[:2], -1)
+    taps = []
+    for tap in product(*(range(k) for k in layer.geometry.kernel)):
+        where, inside = _source(layer, place, tap, tuple(x.shape[2:]))
+        taps.append(flat[sample, :, where] * inside[:, None])
     return torch.stack(taps, dim=2).reshape(len(index), groups, -1)
+
+
+def _unravel(index: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
+    """Flat positions as one coordinate per axis."""
+    found = []
+    for size in reversed(sizes):
+        found.append(index % size)
+        index = index // size
+    return found[::-1]
+
+
+def _source(layer: Layer, place: list[Tensor], tap: tuple[int, ...], spatial: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Flat input position that kernel position `tap` of each output position reads, and whether there is one (1.0) or padding (0.0).
+
+    ConvTranspose reads backwards: output o takes input (o + pad - tap * dilation) / stride where that is whole; its kernel is
+    mirrored (see the top of this file), so `tap` counts from the far end.
+    """
+    g = layer.geometry
+    flat = torch.zeros_like(place[0])
+    inside = torch.ones_like(place[0], dtype=torch.bool)
+    for axis, at in enumerate(place):
+        if layer.op == "ConvTranspose":
+            reach = at + g.pads[axis] - (g.kernel[axis] - 1 - tap[axis]) * g.dilations[axis]
+            inside &= reach % g.strides[axis] == 0
+            coordinate = torch.div(reach, g.strides[axis], rounding_mode="floor")
+        else:
+            coordinate = at * g.strides[axis] - g.pads[axis] + tap[axis] * g.dilations[axis]
+        inside &= (coordinate >= 0) & (coordinate < spatial[axis])
+        flat = flat * spatial[axis] + coordinate.clamp(0, spatial[axis] - 1)
+    return flat, inside.float()
 
 
 def outputs(layer: Layer, y: Tensor, chosen: Tensor | None) -> Tensor:
     """The same positions of an output: (positions, out)."""
-    axis = 1 if layer.op.startswith("Conv") else _input_axis(layer, y)
+    if layer.op.startswith("Conv"):
+        return _pixels(y, chosen)
+    axis = _input_axis(layer, y)
     flat = y.movedim(axis, -1).reshape(-1, y.shape[axis])
     return flat if chosen is None else flat[chosen]
 
 
+def _pixels(y: Tensor, chosen: Tensor | None) -> Tensor:
+    """(positions, channels) of a channels-first tensor."""
+    if chosen is None:
+        return y.movedim(1, -1).reshape(-1, y.shape[1])
+    flat = y.reshape(*y.shape[:2], -1)
+    return flat[chosen // flat.shape[2], :, chosen % flat.shape[2]]
+
+
 def channel_rows(layer: Layer, x: Tensor, limit: int, rng: torch.Generator) -> Tensor:
     """Input positions, one channel vector each: (positions, channels), at most `limit` of them at random."""
-    axis = 1 if layer.op.startswith("Conv") else _input_axis(layer, x)
-    flat = x.movedim(axis, -1).reshape(-1, x.shape[axis])
-    if len(flat) > limit:
-        flat = flat[torch.randperm(len(flat), generator=rng)[:limit].to(flat.device)]
-    return flat
+    spatial = layer.op.startswith("Conv")
+    total = x.numel() // x.shape[1 if spatial else _input_axis(layer, x)]
+    chosen = torch.randperm(total, generator=rng)[:limit].to(x.device) if total > limit else None
+    return _pixels(x, chosen) if spatial else outputs(layer, x, chosen)
 
 
 def _input_axis(layer: Layer, x: Tensor) -> int:
     """The axis that a Gemm or MatMul contracts (and, in its output, the one that it makes)."""
     return x.ndim - 2 if layer.side == "left" else x.ndim - 1
-
-
-def _padded(layer: Layer, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """The input with its border of zeros, and the strides with which windows start; ConvTranspose zero-stuffed, stride 1."""
-    g = layer.geometry
-    rank = len(g.kernel)
-    begins, ends, strides = list(g.pads[:rank]), list(g.pads[rank:]), g.strides
-    if layer.op == "ConvTranspose":
-        sizes = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], g.strides, strict=True)]
-        stuffed = x.new_zeros(*x.shape[:2], *sizes)
-        stuffed[(slice(None), slice(None), *(slice(None, None, s) for s in g.strides))] = x
-        reach = [(k - 1) * d for k, d in zip(g.kernel, g.dilations, strict=True)]
-        begins = [r - b for r, b in zip(reach, begins, strict=True)]
-        ends = [r - e + extra for r, e, extra in zip(reach, ends, g.output_padding, strict=True)]
-        x, strides = stuffed, (1,) * rank
-    # torch lists pads from the last axis to the first; negative amounts crop.
-    amounts = [n for pair in reversed(list(zip(begins, ends, strict=True))) for n in pair]
-    return functional.pad(x, amounts), strides
-
-
-def _start(index: Tensor, out: tuple[int, ...], spatial: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
-    """Flat position, in the padded input, of the first tap of each output position."""
-    base = torch.zeros_like(index)
-    scale = 1
-    for n_out, n_in, stride in reversed(list(zip(out, spatial, strides, strict=True))):
-        base += (index % n_out) * stride * scale
-        index = index // n_out
-        scale *= n_in
-    return base + index * scale
-
-
-def _offsets(layer: Layer, spatial: tuple[int, ...]) -> list[int]:
-    """Flat distance of every kernel position from the first, in the order in which ONNX stores the kernel."""
-    offsets = [0]
-    for axis, (k, d) in enumerate(zip(layer.geometry.kernel, layer.geometry.dilations, strict=True)):
-        step = d * prod(spatial[axis + 1 :])
-        offsets = [o + i * step for o in offsets for i in range(k)]
-    return offsets

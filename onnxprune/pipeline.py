@@ -371,9 +371,9 @@ class _Job:
 
     def _latency(self, model: onnx.ModelProto, seconds: float = 6.0) -> LatencyFigures:
         threads = self.request.threads
-        sessions = Session(self.graph.model, self.device, threads=threads), Session(model, self.device, threads=threads)
+        sessions = [Session(m, self.device, threads=threads, spinning=True) for m in (self.graph.model, model)]
         try:
-            return measure_latency(*sessions, next(self.samples.test.batches(1)), threads=threads, seconds=seconds)
+            return measure_latency(sessions[0], sessions[1], next(self.samples.test.batches(1)), threads=threads, seconds=seconds)
         finally:
             for session in sessions:
                 session.free()

@@ -39,6 +39,8 @@ ROWS_PER_INPUT = 16
 FEWEST_ROWS = 16384
 # Every fifth batch is not fitted but judges the ridge.
 HELD_EVERY = 5
+# Bytes of sums of products that one pass of the parallel repair may hold.
+GRAM_BUDGET = 1 << 30
 Solver = Callable[..., Repaired]
 
 
@@ -115,6 +117,41 @@ class Repair:
                 progress("repairing", len(done) / len(layers))
         return done
 
+    def _apart(self, layers: Sequence[Layer], source: Source, batch: int, progress: Progress) -> list[LayerRepair]:
+        """Every layer on the original's activations, as many layers in one pass as their sums of products fit into memory."""
+        done: list[LayerRepair] = []
+        for part in self._portions(layers):
+            wanted = sorted({n for layer in part for n in (layer.input, layer.output)})
+            run = _Runner(self.teacher, self.graph, wanted, self.device)
+            fits = {layer.name: (Regression(), Regression()) for layer in part}
+            rng = torch.Generator().manual_seed(self.seed)
+            for number, feeds in enumerate(source.batches(batch)):
+                now = run(feeds)
+                for layer in part:
+                    axis, keep = self._kept(layer, layer.input)
+                    left = {layer.input: now[layer.input].take(keep.numpy(force=True), axis=axis)}
+                    fit, held = fits[layer.name]
+                    self._add(layer, held if number % HELD_EVERY == HELD_EVERY - 1 else fit, now, left, max(source.count // batch, 1), rng)
+            run.free()
+            done += [self._refit(layer, *fits[layer.name]) for layer in part]
+            progress("repairing", len(done) / len(layers))
+        return done
+
+    def _portions(self, layers: Sequence[Layer]) -> list[list[Layer]]:
+        portions: list[list[Layer]] = [[]]
+        used = 0
+        for layer in layers:
+            shape = tuple(self._weight(layer).dims)
+            groups = group_count(layer, shape)
+            inputs = int(np.prod(shape)) // self._outputs(layer, shape, groups)
+            size = 2 * 8 * groups * (inputs + 1) ** 2
+            if portions[-1] and used + size > GRAM_BUDGET:
+                portions.append([])
+                used = 0
+            portions[-1].append(layer)
+            used += size
+        return portions
+
     def _gather(
         self, levels: Levels, step: int, ready: Sequence[Layer], source: Source, batch: int, teacher: Store, student: Store
     ) -> dict[str, tuple[Regression, Regression]]:
@@ -160,7 +197,7 @@ class Repair:
 
     def _add(self, layer: Layer, fit: Regression, teacher: Arrays, student: Arrays, batches: int, rng: torch.Generator) -> None:
         device = self.device.torch_device
-        x = torch.from_numpy(student[layer.input]).to(device).float()
+        x = torch.from_numpy(student[layer.input]).to(device)
         weight_shape = tuple(self._weight(layer).dims)
         groups = group_count(layer, weight_shape)
         inputs = int(np.prod(weight_shape)) // self._outputs(layer, weight_shape, groups)
@@ -178,25 +215,26 @@ class Repair:
     def _target(self, layer: Layer, teacher: Arrays, student: Arrays, chosen: torch.Tensor | None) -> torch.Tensor:
         """The original's pre-activation at the kept outputs, made good for what the residual branch has lost."""
         device = self.device.torch_device
-        keep = self._kept(layer)
-        target = outputs(layer, torch.from_numpy(teacher[layer.output]).to(device).float(), chosen)[:, keep]
+        keep = self._kept(layer, layer.output)[1]
+        target = outputs(layer, torch.from_numpy(teacher[layer.output]).to(device), chosen)[:, keep].float()
         residual = layer.residual
         if residual is None or residual.other not in student or residual.other not in teacher:
             return target
-        whole = outputs(layer, torch.from_numpy(teacher[residual.other]).to(device).float(), chosen)[:, keep]
-        lost = whole - outputs(layer, torch.from_numpy(student[residual.other]).to(device).float(), chosen)
+        whole = outputs(layer, torch.from_numpy(teacher[residual.other]).to(device), chosen)[:, keep].float()
+        lost = whole - outputs(layer, torch.from_numpy(student[residual.other]).to(device), chosen).float()
         if residual.batch_norm is not None:
             factor = batch_norm(self.graph, residual.batch_norm, device)[0][keep]
             usable = factor.abs() > 1e-3 * factor.abs().max()
             lost = torch.where(usable, lost / torch.where(usable, factor, torch.ones_like(factor)), torch.zeros_like(lost))
         return target + lost
 
-    def _kept(self, layer: Layer) -> torch.Tensor:
-        """Positions of the layer's outputs that stay."""
-        axis = 1 if layer.op.startswith("Conv") else len(layer.output_shape) - (2 if layer.side == "left" else 1)
-        channels = self.network.tensor_channels.get(layer.output, {}).get(axis)
-        keep = np.arange(layer.output_shape[axis]) if channels is None else np.flatnonzero(self.alive[channels])
-        return torch.from_numpy(keep).to(self.device.torch_device)
+    def _kept(self, layer: Layer, tensor: str) -> tuple[int, torch.Tensor]:
+        """The channel axis of the layer's input or output, and the positions along it that stay."""
+        shape = self.graph.shapes[tensor]
+        axis = 1 if layer.op.startswith("Conv") else len(shape) - (2 if layer.side == "left" else 1)
+        channels = self.network.tensor_channels.get(tensor, {}).get(axis)
+        keep = np.arange(shape[axis]) if channels is None else np.flatnonzero(self.alive[channels])
+        return axis, torch.from_numpy(keep).to(self.device.torch_device)
 
     def _weight(self, layer: Layer) -> TensorProto:
         return self.stored[layer.weight]

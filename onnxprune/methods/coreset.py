@@ -23,7 +23,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from onnxprune.contract import ChannelPlan, ChannelView, MaxNorm, Method, Option, method
+from onnxprune.contract import Activation, ChannelPlan, ChannelView, MaxNorm, Method, Option, Statistic, method
 
 PAPER = "Mussay et al., Data-Independent Structured Pruning of Neural Networks via Coresets"
 
@@ -85,6 +85,10 @@ class _Coreset(_Sampler):
     paper = PAPER + ", Algorithm 2 and section III-D"
     options = {"beta": Option(None, "largest norm of a layer's input (beta); default: the largest seen in calibration")}
     needs = (MaxNorm,)
+
+    def wants(self, activation: Activation) -> tuple[type[Statistic], ...]:
+        """beta cancels out of pr for homogeneous phi, and is not measured where it is given."""
+        return () if activation.homogeneous or self.values["beta"] is not None else self.needs
 
     def score(self, view: ChannelView) -> Tensor:
         return reader_peaks(view) * view.activation.supremum(self.beta(view) * view.maker_norms)

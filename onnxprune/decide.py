@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from zlib import crc32
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from onnxprune.budget.alignment import Choices, choices, vector_block
+from onnxprune.budget.alignment import choices, vector_block
 from onnxprune.budget.allocate import Candidate, Counts
-from onnxprune.calibration.observe import Progress, Rows, Tap, observe
+from onnxprune.calibration.gains import measure_gains
+from onnxprune.calibration.observe import Progress, Tap, observe
 from onnxprune.calibration.sources import Source
-from onnxprune.calibration.views import Statistics, channel_views
+from onnxprune.calibration.views import channel_views
 from onnxprune.compensation.least_squares import errors_by_count
-from onnxprune.contract import Activation, ChannelPlan, ChannelView, Method, Moments, Statistic, check_scores
+from onnxprune.contract import Activation, ChannelPlan, ChannelView, Method, Moments, Reader, Statistic, check_scores
 from onnxprune.devices import Device
 from onnxprune.errors import NothingToPruneError, UnknownNameError
 from onnxprune.graph.structure import Graph
-from onnxprune.matrix import channel_rows, outputs, positions, rows
+from onnxprune.matrix import channel_rows, positions, rows
 from onnxprune.network import Group, Layer, Network
 
 # A group keeps at least this share of its channels, whatever the budget says: an empty layer cuts the network in two.
@@ -30,33 +32,12 @@ FLOOR = 0.1
 ROWS_PER_CHANNEL, FEWEST_ROWS = 8, 4096
 
 
-class Spread(Statistic):
-    """Total variance of a tensor: what an error in it has to be compared with."""
+@dataclass(frozen=True)
+class Evidence:
+    """What one look at the samples gave. gains: layer -> what an error in its output does to the model's (calibration.gains); may be empty."""
 
-    rows = "channels"
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.sums: Tensor | None = None
-        self.squares: Tensor | None = None
-
-    def add(self, rows: Tensor) -> None:
-        sums, squares = rows.sum(0, dtype=torch.float64), (rows**2).sum(0, dtype=torch.float64)
-        self.count += len(rows)
-        self.sums = sums if self.sums is None else self.sums + sums
-        self.squares = squares if self.squares is None else self.squares + squares
-
-    def merge(self, other: Spread) -> None:
-        if other.sums is not None and other.squares is not None:
-            self.count += other.count
-            self.sums = other.sums if self.sums is None else self.sums + other.sums
-            self.squares = other.squares if self.squares is None else self.squares + other.squares
-
-    @property
-    def variance(self) -> float:
-        if self.sums is None or self.squares is None:
-            return 0.0
-        return float((self.squares / self.count - (self.sums / self.count) ** 2).clamp(min=0).sum())
+    statistics: Mapping[tuple[str, type[Statistic]], Statistic]
+    gains: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -93,42 +74,24 @@ def _matches(network: Network, group: Group, patterns: Sequence[str]) -> bool:
 
 
 def gather(
-    graph: Graph, network: Network, groups: Sequence[Group], method: Method, source: Source | None, *, weigh: bool, batch: int,
-    device: Device, seed: int, progress: Progress,
-) -> dict[tuple[str, type[Statistic]], Statistic]:  # fmt: skip
+    graph: Graph, network: Network, groups: Sequence[Group], method: Method, source: Source, *, weigh: bool, batch: int, device: Device, seed: int,
+    progress: Progress,
+) -> Evidence:  # fmt: skip
     """One pass over the calibration samples for what the method needs and, if `weigh`, for the losses of the auto budget."""
     found: dict[tuple[str, type[Statistic]], Statistic] = {}
-    taps: list[Tap] = []
-    if source is None:
-        return found
     batches = max(source.count // batch, 1)
-    makers = {name for g in groups for name in g.makers}
-    readers = {name for g in groups for name in g.readers}
-    for name in sorted(makers):
-        for kind in method.wants(Activation(*network.layer[name].activation)):
-            found[name, kind] = kind()
-            taps.append(_tap(network.layer[name], found[name, kind], batches))
-    for name in sorted(readers if weigh else ()):
-        layer = network.layer[name]
-        if (name, Moments) not in found:
-            found[name, Moments] = Moments()
-            taps.append(_tap(layer, found[name, Moments], batches))
-        spread = Spread()
-        found[name, Spread] = spread
-        tensor = layer.residual.sum if layer.residual else layer.output
-        limit = -(-FEWEST_ROWS // batches)
-        taps.append(Tap(tensor, _output_rows(layer, limit), spread))
+    makers = [network.layer[name] for name in sorted({n for g in groups for n in g.makers})]
+    readers = [network.layer[name] for name in sorted({n for g in groups for n in g.readers})]
+    wanted = [(layer, kind) for layer in makers for kind in method.wants(Activation(*layer.activation))]
+    wanted += [(layer, Moments) for layer in readers] if weigh else []
+    taps = []
+    for layer, kind in wanted:
+        if (layer.name, kind) not in found:
+            found[layer.name, kind] = kind()
+            taps.append(_tap(layer, found[layer.name, kind], batches))
     observe(graph, taps, source, batch=batch, device=device, seed=seed, progress=progress)
-    return found
-
-
-def _output_rows(layer: Layer, limit: int) -> Rows:
-    def pick(y: Tensor, rng: torch.Generator) -> Tensor:
-        axis = 1 if layer.op.startswith("Conv") else y.ndim - 1
-        total = y.numel() // y.shape[axis]
-        return outputs(layer, y, torch.randperm(total, generator=rng)[:limit].to(y.device) if total > limit else None)
-
-    return pick
+    gains = measure_gains(graph, readers, source, device=device, seed=seed, progress=progress) if weigh else {}
+    return Evidence(found, gains)
 
 
 def _tap(layer: Layer, statistic: Statistic, batches: int) -> Tap:
@@ -146,22 +109,19 @@ def _tap(layer: Layer, statistic: Statistic, batches: int) -> Tap:
 
 
 def judge(
-    graph: Graph, network: Network, groups: Sequence[Group], method: Method, statistics: Statistics, *, align: str | int, seed: int,
+    graph: Graph, network: Network, groups: Sequence[Group], method: Method, evidence: Evidence, *, align: str | int, seed: int,
     device: Device,
 ) -> list[Decision]:  # fmt: skip
     """Score and rank the channels of every group; where statistics allow, add what the network loses for each count."""
     widest = vector_block() if device.name == "cpu" else 8
     found = []
-    for group, view in zip(groups, channel_views(graph, network, groups, statistics, device.torch_device), strict=True):
+    for group, view in zip(groups, channel_views(graph, network, groups, evidence.statistics, device.torch_device), strict=True):
         scores = check_scores(method, view, method.score(view))
         order = method.rank(view, scores, generator(seed, group.name))
-        candidate = Candidate(_choices(group, align, widest), scores.double().cpu().numpy(), _losses(view, order))
+        losses = _losses(view, order, evidence.gains)
+        candidate = Candidate(choices(group, align, FLOOR, widest), scores.double().cpu().numpy(), losses)
         found.append(Decision(view, scores, order, candidate))
     return found
-
-
-def _choices(group: Group, align: str | int, widest: int) -> Choices:
-    return choices(group, align, FLOOR, widest)
 
 
 def generator(seed: int, name: str) -> torch.Generator:
@@ -169,30 +129,25 @@ def generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 0x9E3779B1 + crc32(name.encode())) % 2**63)
 
 
-def _losses(view: ChannelView, order: Tensor) -> np.ndarray[tuple[int], np.dtype[np.float64]] | None:
-    """(size + 1,): sum over readers of the least-squares error when the first m channels of `order` stay, relative to the output's variance."""
+def _losses(view: ChannelView, order: Tensor, gains: Mapping[str, float]) -> NDArray[np.float64] | None:
+    """(size + 1,): predicted relative squared change of the model's outputs when the first m channels of `order` stay and readers are refitted."""
     total: Tensor | None = None
     for reader in view.readers:
-        moments, spread = view.statistic(reader.layer, Moments), view.statistic(reader.layer, Spread)
-        if moments is None or spread is None or moments.total is None:
+        moments = view.statistic(reader.layer, Moments)
+        if moments is None or moments.total is None or reader.layer not in gains:
             return None
-        inputs = reader.positions.reshape(-1)
-        count = reader.positions.shape[1]
-        errors = _reader_errors(reader.columns, moments.covariance, inputs, reader.positions, order, count)
-        relative = errors / max(spread.variance, 1e-30)
-        total = relative if total is None else total + relative
+        errors = gains[reader.layer] * _reader_errors(reader, moments.shrunk(), order)
+        total = errors if total is None else total + errors
     return None if total is None else np.asarray(total.cpu().numpy())
 
 
-def _reader_errors(columns: Tensor, covariance: Tensor, inputs: Tensor, where: Tensor, order: Tensor, count: int) -> Tensor:
+def _reader_errors(reader: Reader, covariance: Tensor, order: Tensor) -> Tensor:
     """Errors for m = 0 ... size channels. Inputs of other groups stay, so they come first in the order of keeping."""
-    device = columns.device
-    others = torch.ones(len(columns), dtype=torch.bool, device=device)
-    others[inputs] = False
-    ranked = torch.cat([torch.nonzero(others)[:, 0], where[order].reshape(-1)])
-    errors = errors_by_count(covariance.to(device), [columns.double()], ranked)
-    offset = int(others.sum())
-    return errors[offset::count]
+    others = torch.ones(len(reader.columns), dtype=torch.bool, device=reader.columns.device)
+    others[reader.positions.reshape(-1)] = False
+    ranked = torch.cat([torch.nonzero(others)[:, 0], reader.positions[order].reshape(-1)])
+    errors = errors_by_count(covariance.to(reader.columns.device), [reader.columns.double()], ranked)
+    return errors[int(others.sum()) :: reader.positions.shape[1]]
 
 
 def plans(method: Method, decisions: Sequence[Decision], counts: Counts, seed: int) -> dict[str, ChannelPlan]:
@@ -207,6 +162,3 @@ def plans(method: Method, decisions: Sequence[Decision], counts: Counts, seed: i
         found[d.view.name] = plan
     return found
 
-
-def without_scale(plan: Mapping[str, ChannelPlan]) -> dict[str, ChannelPlan]:
-    return {name: replace(p, scale=None) for name, p in plan.items()}

@@ -112,7 +112,7 @@ def prune(
     device: str = "auto",
     threads: int = 1,
     seed: int = 0,
-    samples: int = 512,
+    samples: int = 1024,
     held_out: float = 0.2,
     batch: int = 32,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
@@ -255,13 +255,11 @@ class _Job:
         """Evidence, scores and losses of every group that may be pruned."""
         request = self.request
         groups = decide.select(self.network, method, request.only, request.skip)
-        weigh = request.budget == "auto"
-        wanted = weigh or bool(method.needs)
-        statistics = decide.gather(
-            self.graph, self.network, groups, method, self.samples.calibration if wanted else None, weigh=weigh, batch=self.samples.batch(request.batch),
+        evidence = decide.gather(
+            self.graph, self.network, groups, method, self.samples.calibration, weigh=request.budget == "auto", batch=self.samples.batch(request.batch),
             device=self.device, seed=request.seed, progress=self.progress,
         )  # fmt: skip
-        return decide.judge(self.graph, self.network, groups, method, statistics, align=request.align, seed=request.seed, device=self.device)
+        return decide.judge(self.graph, self.network, groups, method, evidence, align=request.align, seed=request.seed, device=self.device)
 
     def _budget(self, decisions: Sequence[decide.Decision]) -> Counts:
         kind, share = self.request.goal
@@ -270,8 +268,7 @@ class _Job:
             return by_ratio(self.request.budget, candidates, 1 - share)
         if kind == "latency":
             return self._by_latency(decisions, share)
-        counts = by_target(self.request.budget, candidates, resource(self.network, kind), share)
-        return counts
+        return by_target(self.request.budget, candidates, resource(self.network, kind), share)
 
     def _by_latency(self, decisions: Sequence[decide.Decision], share: float) -> Counts:
         """Measured, not modelled: bisect over the share of multiplications until the pruned model's time fits."""

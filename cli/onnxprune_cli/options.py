@@ -120,7 +120,7 @@ run_options: Callable[[Any], Any] = stacked(
             "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads when latency is measured."
         ),
         click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Samples per run."),
-        click.option("--samples", type=click.IntRange(min=1), default=512, show_default=True, help="Most samples to use."),
+        click.option("--samples", type=click.IntRange(min=1), default=1024, show_default=True, help="Most samples to use."),
     ]
 )
 

@@ -39,7 +39,7 @@ def test_images_are_smooth_unlike_white_noise():
 def test_coarse_structure_outweighs_fine_structure():
     x = take(open_source(None, [IMAGE], samples=50))["x"][:, 0]
     power = (np.abs(np.fft.rfft(x - x.mean(axis=(1, 2), keepdims=True), axis=-1)) ** 2).mean(axis=(0, 1))
-    assert power[1] > power[4] > power[10] > power[15]
+    assert power[1] > 8 * power[4] > 8 * 4 * power[10] > 8 * 4 * power[15]
 
 
 def test_channels_go_together_but_are_not_equal():

@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING, Any
 from onnxprune.version import __version__
 
 if TYPE_CHECKING:
+    from onnxprune.comparison import compare
     from onnxprune.contract import Method, method
     from onnxprune.errors import OnnxpruneError
     from onnxprune.graph.labels import rule
     from onnxprune.graph.load import load
-    from onnxprune.pipeline import PruneResult, compare, inspect, prune
+    from onnxprune.pipeline import PruneResult, inspect, prune
 
 _HOMES = {
     "prune": "onnxprune.pipeline",
     "inspect": "onnxprune.pipeline",
-    "compare": "onnxprune.pipeline",
+    "compare": "onnxprune.comparison",
     "PruneResult": "onnxprune.pipeline",
     "load": "onnxprune.graph.load",
     "Method": "onnxprune.contract",

@@ -59,7 +59,13 @@ def _bytes(graph: Graph, name: str) -> int:
 
 def group_figures(network: Network, counts: Counts) -> list[GroupFigures]:
     return [
-        GroupFigures(name=g.name, kind=g.kind, channels=g.size, kept=counts.get(g.name, g.size), layers=list(dict.fromkeys([*g.makers, *g.readers])))
+        GroupFigures(
+            name=g.name,
+            kind=g.kind,
+            channels=g.size,
+            kept=counts.get(g.name, g.size),
+            layers=list(dict.fromkeys([*g.makers, *g.readers])),
+        )
         for g in network.groups
     ]
 
@@ -80,5 +86,7 @@ def alignment_figures(align: str | int, options: Sequence[Choices], counts: Coun
 
 def repair_figures(kind: str, mode: str, done: Sequence[LayerRepair], left: Mapping[str, str], samples: int) -> dict[str, object]:
     """`error_before` and `error_after`: relative squared error of each layer's output on samples that the fit did not see."""
-    layers = [{"layer": d.layer, "error_before": d.before, "error_after": d.after, "ridge": d.ridge, "rows": d.rows} for d in done]
+    layers = [
+        {"layer": d.layer, "error_before": d.before, "error_after": d.after, "ridge": d.ridge, "rows": d.rows} for d in done
+    ]
     return {"kind": kind, "mode": mode, "samples": samples, "layers": layers, "left_out": dict(left)}

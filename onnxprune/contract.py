@@ -1,11 +1,11 @@
 """SEE and DECIDE: what a method may look at, and what it may answer. Tensors only; a method never sees ONNX.
 
-    Activation      the elementwise function between a producer and its consumers
-    ChannelView     one channel group: the weights that make each channel, the weights that read it, statistics
-    ChannelPlan     which channels stay and by how much the readers' weights are scaled
-    Statistic       anything that can be counted over a stream of rows and added up
-    Method          score -> rank -> decide
-    method          the decorator that registers one
+Activation      the elementwise function between a producer and its consumers
+ChannelView     one channel group: the weights that make each channel, the weights that read it, statistics
+ChannelPlan     which channels stay and by how much the readers' weights are scaled
+Statistic       anything that can be counted over a stream of rows and added up
+Method          score -> rank -> decide
+method          the decorator that registers one
 """
 
 from __future__ import annotations
@@ -143,7 +143,6 @@ class Moments(Statistic):
         assert self.products is not None, "no rows were added"
         return self.products / self.count - torch.outer(self.mean, self.mean)
 
-
     def shrunk(self) -> Tensor:
         """The covariance, drawn towards its diagonal by the oracle-approximating share (Chen, Wiesel, Eldar, Hero 2010, with the
         diagonal as target): from few samples the plain one promises that almost nothing is lost by removing anything.
@@ -227,7 +226,9 @@ class ChannelPlan:
         """Raise where the plan is not what was asked for: our own methods and those of third parties are held to it alike."""
         keep = self.keep
         if keep.dtype != torch.int64 or keep.ndim != 1 or len(keep) != wanted:
-            raise OnnxpruneError(f"a plan keeps {tuple(keep.shape)} {keep.dtype} channels where ({wanted},) torch.int64 was asked for")
+            raise OnnxpruneError(
+                f"a plan keeps {tuple(keep.shape)} {keep.dtype} channels where ({wanted},) torch.int64 was asked for"
+            )
         if len(keep) and (int(keep[0]) < 0 or int(keep[-1]) >= channels or not bool((keep[1:] > keep[:-1]).all())):
             raise OnnxpruneError("a plan's kept channels must be strictly ascending and inside the group")
         if self.scale is not None and (self.scale.shape != keep.shape or not bool(torch.isfinite(self.scale).all())):
@@ -284,7 +285,9 @@ class Method(ABC):
 def check_scores(method: Method, view: ChannelView, scores: Tensor) -> Tensor:
     """The scores, or an error there and then: a silent NaN would make top-k keep the first channels by position."""
     if scores.shape != (view.channels,):
-        raise OnnxpruneError(f"{method.name} gave scores of shape {tuple(scores.shape)} for {view.channels} channels of {view.name!r}")
+        raise OnnxpruneError(
+            f"{method.name} gave scores of shape {tuple(scores.shape)} for {view.channels} channels of {view.name!r}"
+        )
     if not bool(torch.isfinite(scores).all()):
         raise UsageError(f"{method.name} gives non-finite scores for {view.name!r}", "its weights or inputs hold NaN or infinity")
     return scores

@@ -60,7 +60,9 @@ def select(network: Network, method: Method, only: Sequence[str], skip: Sequence
     if found:
         return found
     if network.groups and not fitting:
-        raise NothingToPruneError(f"no group of {method.target}s in this model", "use a -channel method, or see `onnxprune inspect`")
+        raise NothingToPruneError(
+            f"no group of {method.target}s in this model", "use a -channel method, or see `onnxprune inspect`"
+        )
     if network.groups:
         raise NothingToPruneError("--only and --skip leave no group of channels", "see `onnxprune inspect` for the names")
     reasons = "; ".join(f"{p.tensor!r}: {p.reason}" for p in network.pins[:3])
@@ -161,4 +163,3 @@ def plans(method: Method, decisions: Sequence[Decision], counts: Counts, seed: i
         plan.check(d.view.channels, keep)
         found[d.view.name] = plan
     return found
-

@@ -1,14 +1,14 @@
 """Every error onnxprune raises on purpose: each says what is wrong, where, and what to do.
 
-    OnnxpruneError
-    ├── UsageError                exit code 2   the request cannot be met as it was asked
-    │   ├── UnknownNameError                    a method, budget, figure ... that does not exist (with the nearest ones)
-    │   ├── ModelError                          the model file cannot be read or is not valid ONNX
-    │   ├── DataError                           sample inputs that are missing, malformed or do not fit the model
-    │   ├── DeviceError                         the device asked for is not there
-    │   └── SaveError                           the result cannot be written where it was asked to go
-    ├── NothingToPruneError       exit code 3   no channel of the model can be removed
-    └── ProofError                exit code 4   the pruned model is not what the plan says: our bug, nothing was written
+OnnxpruneError
+├── UsageError                exit code 2   the request cannot be met as it was asked
+│   ├── UnknownNameError                    a method, budget, figure ... that does not exist (with the nearest ones)
+│   ├── ModelError                          the model file cannot be read or is not valid ONNX
+│   ├── DataError                           sample inputs that are missing, malformed or do not fit the model
+│   ├── DeviceError                         the device asked for is not there
+│   └── SaveError                           the result cannot be written where it was asked to go
+├── NothingToPruneError       exit code 3   no channel of the model can be removed
+└── ProofError                exit code 4   the pruned model is not what the plan says: our bug, nothing was written
 """
 
 from __future__ import annotations

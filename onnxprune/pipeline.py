@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 
@@ -42,10 +41,10 @@ from onnxprune.rewrite.finish import finish, reweigh
 from onnxprune.rewrite.prove import check_valid, prove
 from onnxprune.rewrite.save import check_target, save
 from onnxprune.runtime import Session
-from onnxprune.validation.accuracy import AccuracyMeter, load_labels
+from onnxprune.validation.accuracy import AccuracyMeter, as_labels
 from onnxprune.validation.deviation import measure
 from onnxprune.validation.gates import GateExpression, check_outputs, evaluate, parse
-from onnxprune.validation.latency import measure_latency
+from onnxprune.validation.latency import time_models
 from onnxprune.version import __version__
 
 Progress = Callable[[str, float], None]
@@ -122,7 +121,7 @@ def prune(
     latency: bool = True,
     gates: Sequence[str] = (),
     output: str | os.PathLike[str] | None = None,
-    progress: Progress = _silent,
+    progress: Progress | None = None,
 ) -> PruneResult:
     """Prune a model, repair it, prove it, and report what that cost and gained.
 
@@ -157,7 +156,7 @@ def prune(
         network = find(graph)
     for gate in request.gates:
         check_outputs(gate, graph.outputs)
-    job = _Job(request, file, graph, network, inputs, chosen_device, progress, clock)
+    job = _Job(request, file, graph, network, inputs, chosen_device, progress or _silent, clock)
     result = job.run(labels, latency)
     if output is not None:
         with clock.stage("save"):
@@ -354,7 +353,7 @@ class _Job:
 
     def _validate(self, model: onnx.ModelProto, report: Report, labels: Any, latency: bool) -> None:
         """Deviation and accuracy on inputs that nothing was fitted to; latency of both, in turns."""
-        meter = AccuracyMeter(self.samples.labels(_labels(labels))) if labels is not None else None
+        meter = AccuracyMeter(self.samples.labels(as_labels(labels))) if labels is not None else None
         original, pruned = Session(self.graph.model, self.device), Session(model, self.device)
         report["deviation"] = measure(original, pruned, self.samples.test.batches(self.samples.batch(self.request.batch)), meter)
         report["accuracy"] = meter.result() if meter else None
@@ -367,17 +366,8 @@ class _Job:
             report["original"]["latency_ms"], report["pruned"]["latency_ms"] = figures["original_ms"], figures["pruned_ms"]
 
     def _latency(self, model: onnx.ModelProto, seconds: float = 6.0) -> LatencyFigures:
-        threads = self.request.threads
-        sessions = [Session(m, self.device, threads=threads, spinning=True) for m in (self.graph.model, model)]
-        try:
-            return measure_latency(sessions[0], sessions[1], next(self.samples.test.batches(1)), threads=threads, seconds=seconds)
-        finally:
-            for session in sessions:
-                session.free()
-
-
-def _labels(given: Any) -> NDArray[np.int64]:
-    return load_labels(given) if isinstance(given, str | os.PathLike) else np.asarray(given, np.int64).reshape(-1)
+        feeds = next(self.samples.test.batches(1))
+        return time_models(self.graph.model, model, feeds, device=self.device, threads=self.request.threads, seconds=seconds)
 
 
 def inspect(model: str | os.PathLike[str] | onnx.ModelProto, *, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Network:

@@ -121,5 +121,7 @@ def _run(model: str, output: str | None, given: dict[str, Any], quiet: bool) -> 
     with redirect_stdout(sys.stderr), progress_bar(quiet=quiet) as progress:
         import onnxprune
 
-        result = onnxprune.prune(model, **arguments, latency=not given["no_latency"], output=output, progress=progress)
+        if progress is not None:
+            arguments["progress"] = progress
+        result = onnxprune.prune(model, **arguments, latency=not given["no_latency"], output=output)
     return result.report

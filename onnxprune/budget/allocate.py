@@ -80,7 +80,10 @@ def by_target(budget: str, candidates: Sequence[Candidate], measure: Measure, sh
     """
     least = {c.name: c.choices.counts[-1] for c in candidates}
     if measure(least) > share:
-        raise UsageError(f"a share of {share:g} cannot be reached: {measure(least):.3f} is left when every group is at its floor", "ask for more")
+        raise UsageError(
+            f"a share of {share:g} cannot be reached: {measure(least):.3f} is left when every group is at its floor",
+            "ask for more",
+        )
     if budget == "auto" and all(c.loss is not None for c in candidates):
         return _greedy(candidates, measure, share, exact=True)
     low, high = 0.0, 1.0
@@ -130,7 +133,12 @@ def _greedy(candidates: Sequence[Candidate], measure: Measure, share: float, *, 
 
 
 def _cheapest(
-    steps: Mapping[str, Sequence[int]], hulls: Mapping[str, Floats], at: Mapping[str, int], kept: Counts, now: float, measure: Measure
+    steps: Mapping[str, Sequence[int]],
+    hulls: Mapping[str, Floats],
+    at: Mapping[str, int],
+    kept: Counts,
+    now: float,
+    measure: Measure,
 ) -> str | None:
     best, choice = inf, None
     for name, counts in steps.items():
@@ -145,7 +153,12 @@ def _cheapest(
 
 
 def _give_back(
-    steps: Mapping[str, Sequence[int]], hulls: Mapping[str, Floats], at: dict[str, int], kept: Counts, measure: Measure, share: float
+    steps: Mapping[str, Sequence[int]],
+    hulls: Mapping[str, Floats],
+    at: dict[str, int],
+    kept: Counts,
+    measure: Measure,
+    share: float,
 ) -> Counts:
     while True:
         gains = []

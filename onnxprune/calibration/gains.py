@@ -29,7 +29,9 @@ POWER = 0.02
 MOST_SAMPLES, MEMORY = 16, 1 << 29
 
 
-def measure_gains(graph: Graph, layers: Sequence[Layer], source: Source, *, device: Device, seed: int, progress: Progress) -> dict[str, float]:
+def measure_gains(
+    graph: Graph, layers: Sequence[Layer], source: Source, *, device: Device, seed: int, progress: Progress
+) -> dict[str, float]:
     """layer name -> relative squared change of the model's outputs per unit of squared error in the layer's output."""
     activations = [o for n in graph.nodes for o in n.output if o and o not in graph.constants and graph.types.get(o) in FLOATS]
     one = sum(4 * prod(graph.shapes[t]) for t in activations)

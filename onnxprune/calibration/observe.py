@@ -32,7 +32,9 @@ class Tap:
     statistic: Statistic
 
 
-def observe(graph: Graph, taps: Sequence[Tap], source: Source, *, batch: int, device: Device, seed: int, progress: Progress) -> int:
+def observe(
+    graph: Graph, taps: Sequence[Tap], source: Source, *, batch: int, device: Device, seed: int, progress: Progress
+) -> int:
     """Run the original model over all samples and fill the taps' statistics. Returns the number of samples seen.
 
     What would not fit in memory together is tapped in several passes.
@@ -48,7 +50,11 @@ def observe(graph: Graph, taps: Sequence[Tap], source: Source, *, batch: int, de
         seen = 0
         for feeds in source.batches(batch):
             found = session.run(feeds) if session else {}
-            arrays = {name: torch.from_numpy(value).to(device.torch_device) for name, value in {**feeds, **found}.items() if name in tensors}
+            arrays = {
+                name: torch.from_numpy(value).to(device.torch_device)
+                for name, value in {**feeds, **found}.items()
+                if name in tensors
+            }
             for tap in taps:
                 if tap.tensor in arrays:
                     tap.statistic.add(finite(tap.rows(arrays[tap.tensor].float(), rng), tap.tensor))
@@ -62,7 +68,9 @@ def observe(graph: Graph, taps: Sequence[Tap], source: Source, *, batch: int, de
 def finite(values: Tensor, tensor: str) -> Tensor:
     """The values, or an error that names the tensor: one NaN in a sum of products spoils a whole layer without a word."""
     if not bool(torch.isfinite(values).all()):
-        raise DataError(f"the model gives NaN or infinity in {tensor!r} on the sample inputs", "check the samples' scale, or the model")
+        raise DataError(
+            f"the model gives NaN or infinity in {tensor!r} on the sample inputs", "check the samples' scale, or the model"
+        )
     return values
 
 

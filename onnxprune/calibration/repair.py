@@ -94,7 +94,9 @@ def repairable(graph: Graph, network: Network, alive: Bools) -> tuple[list[Layer
 class Repair:
     """One repair run; `run` changes `cut.model` in place and returns what was done layer by layer."""
 
-    def __init__(self, graph: Graph, network: Network, cut: Cut, alive: Bools, *, solver: Solver, device: Device, seed: int) -> None:
+    def __init__(
+        self, graph: Graph, network: Network, cut: Cut, alive: Bools, *, solver: Solver, device: Device, seed: int
+    ) -> None:
         self.graph, self.network, self.cut, self.alive = graph, network, cut, alive
         self.solver, self.device, self.seed = solver, device, seed
         self.teacher, self.student = Parts(graph, graph.model), Parts(graph, cut.model)
@@ -103,7 +105,9 @@ class Repair:
             if node.op_type == "Constant" and node.output[0] in graph.parameters:
                 self.stored.setdefault(node.output[0], node.attribute[0].t)
 
-    def run(self, layers: Sequence[Layer], source: Source, batch: int, progress: Progress, *, sequential: bool) -> list[LayerRepair]:
+    def run(
+        self, layers: Sequence[Layer], source: Source, batch: int, progress: Progress, *, sequential: bool
+    ) -> list[LayerRepair]:
         """sequential: from input to output, all samples for one segment before the next. Otherwise every layer by itself, on the original's inputs."""
         if not sequential:
             return self._apart(layers, source, batch, progress)
@@ -131,7 +135,14 @@ class Repair:
                     axis, keep = self._kept(layer, layer.input)
                     left = {layer.input: now[layer.input].take(keep.numpy(force=True), axis=axis)}
                     fit, held = fits[layer.name]
-                    self._add(layer, held if number % HELD_EVERY == HELD_EVERY - 1 else fit, now, left, max(source.count // batch, 1), rng)
+                    self._add(
+                        layer,
+                        held if number % HELD_EVERY == HELD_EVERY - 1 else fit,
+                        now,
+                        left,
+                        max(source.count // batch, 1),
+                        rng,
+                    )
             run.free()
             done += [self._refit(layer, *fits[layer.name]) for layer in part]
             progress("repairing", len(done) / len(layers))
@@ -314,4 +325,3 @@ class _Runner:
     def free(self) -> None:
         if self._session:
             self._session.free()
-

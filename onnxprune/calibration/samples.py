@@ -47,7 +47,9 @@ class Samples:
         if self.whole is not None and len(given) >= self.whole.count > self.test.count:
             return given[self.test.numbers]
         if len(given) < self.test.count:
-            raise DataError(f"there are {len(given)} labels for {self.test.count} samples", "give one label per sample of the test data")
+            raise DataError(
+                f"there are {len(given)} labels for {self.test.count} samples", "give one label per sample of the test data"
+            )
         return given[self.test.numbers]
 
     def describe(self) -> dict[str, Any]:
@@ -68,7 +70,16 @@ def open_samples(
 
     def opened(what: Any, most: int) -> Source:
         return open_source(
-            what, specs, model_path=path, seed=seed, samples=most, mean=mean, std=std, layout=layout, shapes=graph.inputs, int_high=valid_ids(graph)
+            what,
+            specs,
+            model_path=path,
+            seed=seed,
+            samples=most,
+            mean=mean,
+            std=std,
+            layout=layout,
+            shapes=graph.inputs,
+            int_high=valid_ids(graph),
         )
 
     if test_data is not None:
@@ -106,7 +117,11 @@ def valid_ids(graph: Graph) -> dict[str, int]:
     for index, node in enumerate(graph.nodes):
         if node.op_type == "Gather" and node.input[0] in graph.constants:
             name = node.input[1]
-            while name not in graph.inputs and graph.producer.get(name) is not None and graph.nodes[graph.producer[name]].op_type in ("Cast", "Identity"):
+            while (
+                name not in graph.inputs
+                and graph.producer.get(name) is not None
+                and graph.nodes[graph.producer[name]].op_type in ("Cast", "Identity")
+            ):
                 name = graph.nodes[graph.producer[name]].input[0]
             if name in graph.inputs:
                 axis = graph.attribute(index, "axis", 0)

@@ -48,7 +48,9 @@ def segment(graph: Graph, at_hand: Iterable[str], wanted: Sequence[str]) -> Segm
 def reads(graph: Graph, index: int) -> list[str]:
     """What a node reads, its subgraphs' captures included."""
     node = graph.nodes[index]
-    captured = [n for a in node.attribute if a.type == onnx.AttributeProto.GRAPH for i in a.g.node for n in i.input if n in graph.captured]
+    captured = [
+        n for a in node.attribute if a.type == onnx.AttributeProto.GRAPH for i in a.g.node for n in i.input if n in graph.captured
+    ]
     return [n for n in [*node.input, *captured] if n]
 
 

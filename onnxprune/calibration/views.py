@@ -14,13 +14,17 @@ from onnxprune.network import Group, Layer, Member, Network
 Statistics = Mapping[tuple[str, type[Statistic]], Statistic]
 
 
-def channel_views(graph: Graph, network: Network, groups: Sequence[Group], statistics: Statistics, device: str) -> list[ChannelView]:
+def channel_views(
+    graph: Graph, network: Network, groups: Sequence[Group], statistics: Statistics, device: str
+) -> list[ChannelView]:
     """One view per group, tensors in float32 on `device`."""
     by_node = {layer.node: layer for layer in network.layers}
     return [_view(graph, network, group, by_node, statistics, device) for group in groups]
 
 
-def _view(graph: Graph, network: Network, group: Group, by_node: Mapping[int, Layer], statistics: Statistics, device: str) -> ChannelView:
+def _view(
+    graph: Graph, network: Network, group: Group, by_node: Mapping[int, Layer], statistics: Statistics, device: str
+) -> ChannelView:
     makers, readers, activation = [], [], Activation()
     for member in group.members:
         slot = network.slots[member.slot]

@@ -101,7 +101,11 @@ def least_squares(fit: Regression, held: Regression, weight: Tensor, bias: Tenso
         return Repaired(weight, bias, float("nan"), float("nan"), None)
     before = judge.error(w0, b0)
     plenty = not held.count or fit.count > PLENTY * weight.shape[2]
-    choices = [(judge.error(*found), ridge) for ridge in RIDGES[: 1 if plenty else None] if (found := _solve(fit, w0, b0, ridge, free_bias))]
+    choices = [
+        (judge.error(*found), ridge)
+        for ridge in RIDGES[: 1 if plenty else None]
+        if (found := _solve(fit, w0, b0, ridge, free_bias))
+    ]
     if not choices or not min(choices)[0] < before:
         return Repaired(weight, bias, before, before, None)
     after, ridge = min(choices)

@@ -21,9 +21,7 @@ def find(graph: Graph) -> Network:
     """Layers, groups, pins and costs of a traced model."""
     flow = walk(graph)
     count, channel = flow.components()
-    slots = tuple(
-        Slot(s.parameter, s.node, s.input, s.axis, s.role, channel[s.labels]) for s in flow.slots
-    )
+    slots = tuple(Slot(s.parameter, s.node, s.input, s.axis, s.role, channel[s.labels]) for s in flow.slots)
     pinned = _pinned(flow, channel, count)
     layers = tuple(surroundings(graph, layer) for layer in flow.layers)
     groups, loose = _groups(slots, layers, pinned, count)
@@ -116,7 +114,9 @@ def _pins(flow: Flow, channel: Ints, slots: Sequence[Slot], layers: Sequence[Lay
     outputs = {layer.node: layer.output for layer in layers}
     for slot in slots:
         if slot.role == "makes" and loose[slot.channels].any():
-            pins.append(Pin(outputs.get(slot.node, slot.parameter), "no layer reads these channels", int(loose[slot.channels].sum())))
+            pins.append(
+                Pin(outputs.get(slot.node, slot.parameter), "no layer reads these channels", int(loose[slot.channels].sum()))
+            )
     return tuple(pins)
 
 
@@ -138,7 +138,9 @@ def _mac_terms(layers: Sequence[Layer], slots: Sequence[Slot], groups: Sequence[
     member_of = _member_of(groups, count)
     terms = []
     for layer in layers:
-        axes = {s.axis: _axis(s.channels, groups, member_of) for s in slots if s.node == layer.node and s.parameter == layer.weight}
+        axes = {
+            s.axis: _axis(s.channels, groups, member_of) for s in slots if s.node == layer.node and s.parameter == layer.weight
+        }
         sizes = prod(layer.weight_shape[a] for a in axes)
         terms.append(Term(layer.name, layer.macs // sizes, tuple(axes.values())))
     return tuple(terms)

@@ -194,8 +194,13 @@ def _trial_sizes(graph: onnx.GraphProto, stored: set[str], asked: Mapping[str, S
         dims = list(value.type.tensor_type.shape.dim)
         if value.name in asked:
             shape = tuple(int(n) for n in asked[value.name])
-            if len(shape) != len(dims) or any(d.HasField("dim_value") and d.dim_value != n for d, n in zip(dims, shape, strict=True)):
-                raise UsageError(f"shape {list(shape)} does not fit input {value.name!r} {[_dim(d) for d in dims]}", "change --input-shape or the data")
+            if len(shape) != len(dims) or any(
+                d.HasField("dim_value") and d.dim_value != n for d, n in zip(dims, shape, strict=True)
+            ):
+                raise UsageError(
+                    f"shape {list(shape)} does not fit input {value.name!r} {[_dim(d) for d in dims]}",
+                    "change --input-shape or the data",
+                )
         else:
             shape = tuple(_trial(d, i, len(dims), symbols) for i, d in enumerate(dims))
         if any(n <= 0 for n in shape):
@@ -223,7 +228,9 @@ def _trial(dim: Any, axis: int, rank: int, symbols: Mapping[str, int]) -> int:
 class _Facts:
     """One forward pass over the nodes: types by ONNX's own shape inference, node by node, small values by its reference evaluator."""
 
-    def __init__(self, model: onnx.ModelProto, parameters: Mapping[str, TensorProto], inputs: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, parameters: Mapping[str, TensorProto], inputs: Mapping[str, tuple[int, ...]]
+    ) -> None:
         self.opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
         self.imports, self.ir_version = list(model.opset_import), model.ir_version
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -249,7 +256,11 @@ class _Facts:
         if all(name in self.shapes for name in node.output if name):
             return
         names = [name for name in node.input if name]
-        if node.op_type not in ("RandomNormal", "RandomUniform") and all(n in self.constants for n in names) and not _has_graph(node):
+        if (
+            node.op_type not in ("RandomNormal", "RandomUniform")
+            and all(n in self.constants for n in names)
+            and not _has_graph(node)
+        ):
             self.constants.update(o for o in node.output if o)
         self._infer(node, names)
         self._evaluate(node, names)
@@ -262,9 +273,13 @@ class _Facts:
         types = {name: self.protos[name] for name in names}
         try:
             schema = defs.get_schema(node.op_type, self.opsets[domain], domain)
-            found = shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=self.imports, ir_version=self.ir_version)
+            found = shape_inference.infer_node_outputs(
+                schema, node, types, data, opset_imports=self.imports, ir_version=self.ir_version
+            )
         except onnx.checker.ValidationError as error:
-            raise ModelError(f"node {node.name or node.output[0]!r} is not valid: {str(error).splitlines()[0]}", "export it again") from error
+            raise ModelError(
+                f"node {node.name or node.output[0]!r} is not valid: {str(error).splitlines()[0]}", "export it again"
+            ) from error
         except (shape_inference.InferenceError, RuntimeError, defs.SchemaError):
             return
         for name, proto in found.items():

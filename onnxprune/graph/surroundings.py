@@ -7,7 +7,20 @@ from dataclasses import replace
 from onnxprune.graph.structure import Graph
 from onnxprune.network import Layer, Residual
 
-ACTIVATIONS = {"Relu", "LeakyRelu", "PRelu", "Sigmoid", "HardSigmoid", "Tanh", "Softplus", "Elu", "HardSwish", "Gelu", "Clip", "Abs"}
+ACTIVATIONS = {
+    "Relu",
+    "LeakyRelu",
+    "PRelu",
+    "Sigmoid",
+    "HardSigmoid",
+    "Tanh",
+    "Softplus",
+    "Elu",
+    "HardSwish",
+    "Gelu",
+    "Clip",
+    "Abs",
+}
 
 
 def surroundings(graph: Graph, layer: Layer) -> Layer:
@@ -39,7 +52,9 @@ def _separate_bias(graph: Graph, layer: Layer) -> Layer:
 def _activation(graph: Graph, tensor: str) -> tuple[str, tuple[float, ...]]:
     """The function between a layer and what reads it; x * sigmoid(x), written as two nodes, counts as Silu."""
     users = [graph.nodes[node] for node, _ in graph.users.get(tensor, ())]
-    if sorted(n.op_type for n in users) == ["Mul", "Sigmoid"] and set(users[0].output) | set(users[1].output) >= set(users[0].input) - {tensor}:
+    if sorted(n.op_type for n in users) == ["Mul", "Sigmoid"] and set(users[0].output) | set(users[1].output) >= set(
+        users[0].input
+    ) - {tensor}:
         return "Silu", ()
     if len(users) != 1 or users[0].op_type not in ACTIVATIONS:
         return "identity", ()

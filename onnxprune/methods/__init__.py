@@ -27,4 +27,6 @@ def _load_entry_points() -> None:
         try:
             entry.load()
         except Exception as error:  # any fault of a third party's package, named instead of a traceback
-            raise OnnxpruneError(f"the method package {entry.value!r} cannot be loaded: {error}", "update or uninstall it") from error
+            raise OnnxpruneError(
+                f"the method package {entry.value!r} cannot be loaded: {error}", "update or uninstall it"
+            ) from error

@@ -180,7 +180,9 @@ def _restate_input(model: onnx.ModelProto, name: str, kept: Kept) -> None:
 class _Edit:
     """What the resize hooks of the operators work on (graph.labels.Resizer)."""
 
-    def __init__(self, graph: Graph, network: Network, alive: Bools, model: onnx.ModelProto, parameters: Mapping[str, onnx.TensorProto]) -> None:
+    def __init__(
+        self, graph: Graph, network: Network, alive: Bools, model: onnx.ModelProto, parameters: Mapping[str, onnx.TensorProto]
+    ) -> None:
         self.graph, self._network, self._alive = graph, network, alive
         self._model, self._parameters = model, dict(parameters)
 

@@ -22,7 +22,9 @@ Feeds = Mapping[str, NDArray[Any]]
 TOLERANCE = {TensorProto.FLOAT16: 1e-2, TensorProto.BFLOAT16: 5e-2}
 
 
-def prove(graph: Graph, network: Network, alive: Bools, pruned: onnx.ModelProto, batches: Iterable[Feeds], device: Device) -> float:
+def prove(
+    graph: Graph, network: Network, alive: Bools, pruned: onnx.ModelProto, batches: Iterable[Feeds], device: Device
+) -> float:
     """The largest difference to the twin over all outputs and batches, relative to the largest value of that output.
 
     Raises ProofError above 1e-4 (float16: 1e-2): then the rewrite is wrong, and the result must not leave.
@@ -56,7 +58,9 @@ def check_valid(model: onnx.ModelProto, original: onnx.ModelProto) -> list[str]:
     for name, check in (("onnx.checker", _full_check), ("strict shape inference", _strict_shapes)):
         problem = check(model)
         if problem and not check(original):
-            raise ProofError(f"the pruned model fails {name}: {problem}", "nothing was written; please report this with the model")
+            raise ProofError(
+                f"the pruned model fails {name}: {problem}", "nothing was written; please report this with the model"
+            )
         if problem:
             warnings.append(f"the original fails {name} already, so the result was not held to it: {problem}")
     return warnings

@@ -182,7 +182,11 @@ def _locations(path: Path) -> list[str]:
 
 
 def _reason(error: OSError) -> str:
-    known = {errno.ENOSPC: "the disk is full", errno.EFBIG: "the file is larger than this system allows", errno.EDQUOT: "the quota is used up"}
+    known = {
+        errno.ENOSPC: "the disk is full",
+        errno.EFBIG: "the file is larger than this system allows",
+        errno.EDQUOT: "the quota is used up",
+    }
     return known.get(error.errno or 0, error.strerror or str(error))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,11 @@ def _classes(output: Array) -> int:
     if axis is None or output.dtype.kind in "iu" or output.size != len(output) * output.shape[axis]:
         return 0
     return int(output.shape[axis])
+
+
+def as_labels(given: Any) -> Labels:
+    """Labels from a path (see load_labels) or from anything numpy takes for a list of integers."""
+    return load_labels(given) if isinstance(given, str | os.PathLike) else np.asarray(given, np.int64).reshape(-1)
 
 
 def load_labels(path: str | Path) -> Labels:

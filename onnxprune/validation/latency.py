@@ -6,8 +6,11 @@ import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import onnx
 
+from onnxprune.devices import Device
 from onnxprune.figures import LatencyFigures
+from onnxprune.runtime import Session
 from onnxprune.validation.deviation import Array, Runnable
 
 LEAST_ROUNDS = 5
@@ -54,6 +57,18 @@ def measure_latency(
         # A clock too coarse to see the pruned model run says nothing about its speed.
         speedup=first / second if second > 0 else 1.0,
     )
+
+
+def time_models(
+    original: onnx.ModelProto, pruned: onnx.ModelProto, feeds: Mapping[str, Array], *, device: Device, threads: int = 1, seconds: float = 6.0
+) -> LatencyFigures:
+    """`measure_latency` of two models, each in a session of its own with `threads` threads."""
+    sessions = [Session(model, device, threads=threads, spinning=True) for model in (original, pruned)]
+    try:
+        return measure_latency(sessions[0], sessions[1], feeds, threads=threads, seconds=seconds)
+    finally:
+        for session in sessions:
+            session.free()
 
 
 def _batch(feeds: Mapping[str, Array]) -> int:

@@ -27,12 +27,12 @@ class FakeLibrary:
 
     def prune(self, model, method="coreset-channel", ratio=None, *, target=None, data=None, test_data=None, labels=None,
               budget="auto", align="auto", repair="auto", sequential=None, reweigh=True, beta=None, options=None, only=(),
-              skip=(), device="auto", threads=1, seed=0, samples=512, held_out=0.2, batch=32, input_shapes=None, mean=None,
+              skip=(), device="auto", threads=1, seed=0, samples=1024, held_out=0.2, batch=32, input_shapes=None, mean=None,
               std=None, layout="auto", latency=True, gates=(), output=None, progress=None):  # fmt: skip
         self._note(locals())
         return SimpleNamespace(report=self.report)
 
-    def compare(self, a, b, *, data, labels=None, device="auto", threads=1, samples=512, batch=32, mean=None, std=None,
+    def compare(self, a, b, *, data, labels=None, device="auto", threads=1, samples=1024, batch=32, mean=None, std=None,
                 layout="auto", gates=()):  # fmt: skip
         self._note(locals())
         return self.report | {"method": None, "groups": [], "pinned": []}

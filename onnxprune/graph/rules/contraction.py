@@ -51,7 +51,11 @@ def _layer(
     )  # fmt: skip
 
 
-@rule("Conv", resize=_resize_group, note="1-D to 3-D, strided, dilated; groups lose the same positions in each; depthwise follows its input")
+@rule(
+    "Conv",
+    resize=_resize_group,
+    note="1-D to 3-D, strided, dilated; groups lose the same positions in each; depthwise follows its input",
+)
 def conv(flow: Flow, index: int) -> None:
     graph = flow.graph
     x, w, y = graph.nodes[index].input[0], graph.nodes[index].input[1], graph.nodes[index].output[0]

@@ -93,7 +93,11 @@ def _resize_pad(edit: Resizer, index: int) -> None:
         edit.set_attribute(index, "pads", amounts)
 
 
-@rule("Pad", resize=_resize_pad, note="zero-padded channels (option A shortcuts) are channels; other modes along the channels: pinned")
+@rule(
+    "Pad",
+    resize=_resize_pad,
+    note="zero-padded channels (option A shortcuts) are channels; other modes along the channels: pinned",
+)
 def pad(flow: Flow, index: int) -> None:
     graph = flow.graph
     node = graph.nodes[index]
@@ -102,7 +106,11 @@ def pad(flow: Flow, index: int) -> None:
     found: dict[int, Ints] = {}
     for axis, values in labels.items():
         plain = graph.attribute(index, "mode", "constant") == "constant"
-        if amounts is None or not (plain or amounts[0][axis] == amounts[1][axis] == 0) or min(amounts[0][axis], amounts[1][axis]) < 0:
+        if (
+            amounts is None
+            or not (plain or amounts[0][axis] == amounts[1][axis] == 0)
+            or min(amounts[0][axis], amounts[1][axis]) < 0
+        ):
             flow.pin(values, node.input[0], f"{graph.label(index)!r} pads or crops these channels")
             continue
         before, after = amounts[0][axis], amounts[1][axis]

@@ -41,5 +41,7 @@ def softmax(flow: Flow, index: int) -> None:
     # Before opset 13 everything from `axis` on was flattened into one row.
     for touched in [axis] if graph.opset >= 13 else range(axis, rank):
         if touched in labels:
-            flow.pin(labels.pop(touched), node.input[0], f"{graph.label(index)!r} normalises over these channels ({node.op_type})")
+            flow.pin(
+                labels.pop(touched), node.input[0], f"{graph.label(index)!r} normalises over these channels ({node.op_type})"
+            )
     flow.give(node.output[0], labels)

@@ -74,7 +74,12 @@ def _resize_sizes(edit: Resizer, index: int) -> None:
         edit.set_input(index, 3, sizes)
 
 
-@rule("Resize", "Upsample", resize=_resize_sizes, note="not along the channels; sizes computed in the graph: pinned where they hold channels")
+@rule(
+    "Resize",
+    "Upsample",
+    resize=_resize_sizes,
+    note="not along the channels; sizes computed in the graph: pinned where they hold channels",
+)
 def resize(flow: Flow, index: int) -> None:
     graph = flow.graph
     node = graph.nodes[index]

@@ -4,8 +4,8 @@
     result = onnxprune.prune("model.onnx", method="coreset-channel", ratio=0.4, data="calib.npz")
     result.save("model.pruned.onnx")
 
-Public names: prune, inspect, compare, load, PruneResult, method, rule, check_method, check_rule, errors. Everything is imported on
-first use, so that `import onnxprune` costs nothing.
+Public names: prune, inspect, compare, load, PruneResult, method, rule, check_method, check_rule, errors. Everything is imported
+on first use, so that `import onnxprune` costs nothing.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ def compare(
         check_outputs(gate, graphs[0].outputs)
     where = choose_device(device)
     source = open_source(
-        data, input_specs(graphs[0]), model_path=files[0].path, samples=samples if data is not None else min(samples, 64), mean=mean, std=std,
-        layout=layout, shapes=graphs[0].inputs, int_high=valid_ids(graphs[0]),
+        data, input_specs(graphs[0]), model_path=files[0].path, samples=samples if data is not None else min(samples, 64),
+        mean=mean, std=std, layout=layout, shapes=graphs[0].inputs, int_high=valid_ids(graphs[0]),
     )  # fmt: skip
     meter = AccuracyMeter(as_labels(labels)) if labels is not None else None
     sessions = [Session(g.model, where) for g in graphs]
@@ -73,9 +73,10 @@ def compare(
 
 def _report(files: Sequence[ModelFile], graphs: Sequence[Any], source: Any, device: str) -> Report:
     figures = [account.model_figures(file, graph, find(graph)) for file, graph in zip(files, graphs, strict=True)]
-    described = {"test": source.label, "test_samples": source.count, "real": source.real, "summary": f"{source.label} ({source.count} samples)"}
+    summary = f"{source.label} ({source.count} samples)"
+    described = {"test": source.label, "test_samples": source.count, "real": source.real, "summary": summary}
     return Report(
-        schema=SCHEMA, tool={"name": "onnxprune", "version": __version__}, method="", options={}, ratio=None, seed=0, device=device,
-        original=figures[0], pruned=figures[1], groups=[], removed={}, pinned=[], repair={}, alignment={}, latency=None, deviation={}, accuracy=None,
-        proof={}, data=described, gates=[], timings={}, warnings=list(source.warnings),
+        schema=SCHEMA, tool={"name": "onnxprune", "version": __version__}, method="", options={}, ratio=None, seed=0,
+        device=device, original=figures[0], pruned=figures[1], groups=[], removed={}, pinned=[], repair={}, alignment={},
+        latency=None, deviation={}, accuracy=None, proof={}, data=described, gates=[], timings={}, warnings=list(source.warnings),
     )  # fmt: skip

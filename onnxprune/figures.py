@@ -1,4 +1,4 @@
-"""SAY: the shape of the JSON report (schema 1), which other programs read. Keys are added in later versions, never changed or removed."""
+"""SAY: the shape of the JSON report (schema 1), which other programs read. Later versions only add keys."""
 
 from __future__ import annotations
 

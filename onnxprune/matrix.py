@@ -1,7 +1,7 @@
 """A layer as a matrix: weights <-> (groups, out, in), activations -> rows. The only im2col in the house.
 
-in = channels per group * kernel positions, channels first, as ONNX stores convolution weights. ConvTranspose is the convolution of
-its zero-stuffed input with the mirrored kernel, so that it has the same form.
+in = channels per group * kernel positions, channels first, as ONNX stores convolution weights. ConvTranspose is the convolution
+of its zero-stuffed input with the mirrored kernel, so that it has the same form.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _unravel(index: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
 
 
 def _source(layer: Layer, place: list[Tensor], tap: tuple[int, ...], spatial: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Flat input position that kernel position `tap` of each output position reads, and whether there is one (1.0) or padding (0.0).
+    """Flat input position that kernel position `tap` of each output position reads; whether there is one (1.0) or padding (0.0).
 
     ConvTranspose reads backwards: output o takes input (o + pad - tap * dilation) / stride where that is whole; its kernel is
     mirrored (see the top of this file), so `tap` counts from the far end.

@@ -42,7 +42,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Residual:
-    """A layer's output ends in a sum: sum = scale * output + shift + other (scale per channel where batch norm stands between)."""
+    """A layer's output ends in a sum: sum = scale * output + shift + other (scale per channel where batch norm is between)."""
 
     sum: str
     other: str
@@ -90,7 +90,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Slot:
-    """Axis `axis` of parameter `parameter` as read by input `input` of node `node`; `channels[i]` is the channel at position i."""
+    """Axis `axis` of `parameter` as read by input `input` of node `node`; `channels[i]` is the channel at position i."""
 
     parameter: str
     node: int

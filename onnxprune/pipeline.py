@@ -1,14 +1,14 @@
 """The whole story in one place: find, see, decide, do, say.
 
-    file    = load(model)                      find:   read it, refuse what is not ONNX
-    network = find(prepare(file.model))                layers, groups of channels, pins
-    facts   = gather(..., calibration)         see:    one pass over sample inputs
-    counts  = by_ratio(...) or by_target(...)  decide: how many channels every group keeps, and which
-    cut     = cut(graph, network, alive)       do:     smaller tensors
-    prove(...)                                         equal to the masked twin, or an error
-    Repair(...).run(...)                               refit what reads fewer channels than before
-    save(...)                                          whole or not at all
-    report  = ...                              say:    what it cost and gained, on held-out inputs
+file    = load(model)                      find:   read it, refuse what is not ONNX
+network = find(prepare(file.model))                layers, groups of channels, pins
+facts   = gather(..., calibration)         see:    one pass over sample inputs
+counts  = by_ratio(...) or by_target(...)  decide: how many channels every group keeps, and which
+cut     = cut(graph, network, alive)       do:     smaller tensors
+prove(...)                                         equal to the masked twin, or an error
+Repair(...).run(...)                               refit what reads fewer channels than before
+save(...)                                          whole or not at all
+report  = ...                              say:    what it cost and gained, on held-out inputs
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ class _Clock:
     """Seconds spent in each stage."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    start: float = field(default_factory=time.perf_counter)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -151,7 +152,16 @@ def prune(
     chosen_device = choose_device(device)
     with clock.stage("find"):
         graph, inputs = open_samples(
-            file, data, test_data, samples=samples, held_out=held_out, seed=seed, input_shapes=input_shapes, mean=mean, std=std, layout=layout
+            file,
+            data,
+            test_data,
+            samples=samples,
+            held_out=held_out,
+            seed=seed,
+            input_shapes=input_shapes,
+            mean=mean,
+            std=std,
+            layout=layout,
         )
         network = find(graph)
     for gate in request.gates:
@@ -162,8 +172,8 @@ def prune(
         with clock.stage("save"):
             size = save(result.model, Path(output), file.external)
         saved = load(output)
-        result.report["pruned"].update(path=str(output), sha256=saved.sha256, bytes=size)
-    result.report["timings"] = dict(clock.seconds)
+        result.report["pruned"].update({"path": str(output), "sha256": saved.sha256, "bytes": size})
+    result.report["timings"] = clock.seconds | {"total": time.perf_counter() - clock.start}
     result.report["gates"] = evaluate(request.gates, result.report)
     return result
 
@@ -190,7 +200,9 @@ class _Request:
 
     def __post_init__(self) -> None:
         if (self.ratio is None) == (self.target is None):
-            raise UsageError("say how much should go", "give either a ratio (share removed) or a target such as 'macs=0.6' (share kept)")
+            raise UsageError(
+                "say how much should go", "give either a ratio (share removed) or a target such as 'macs=0.6' (share kept)"
+            )
         if self.ratio is not None and not 0 <= self.ratio < 1:
             raise UsageError(f"a ratio of {self.ratio}", "it is the share of channels to remove, from 0 to less than 1")
         if self.repair not in REPAIRS:
@@ -207,7 +219,9 @@ class _Request:
         except ValueError:
             value = -1.0
         if kind not in ("macs", "params", "bytes", "latency") or not 0 < value <= 1:
-            raise UsageError(f"a target of {self.target!r}", "write macs=0.6, params=0.6, bytes=0.6 or latency=0.6: the share to keep")
+            raise UsageError(
+                f"a target of {self.target!r}", "write macs=0.6, params=0.6, bytes=0.6 or latency=0.6: the share to keep"
+            )
         return kind, value
 
     @property
@@ -258,7 +272,9 @@ class _Job:
             self.graph, self.network, groups, method, self.samples.calibration, weigh=request.budget == "auto", batch=self.samples.batch(request.batch),
             device=self.device, seed=request.seed, progress=self.progress,
         )  # fmt: skip
-        return decide.judge(self.graph, self.network, groups, method, evidence, align=request.align, seed=request.seed, device=self.device)
+        return decide.judge(
+            self.graph, self.network, groups, method, evidence, align=request.align, seed=request.seed, device=self.device
+        )
 
     def _budget(self, decisions: Sequence[decide.Decision]) -> Counts:
         kind, share = self.request.goal
@@ -285,7 +301,9 @@ class _Job:
             else:
                 high = middle
         if low == least:
-            raise UsageError(f"a latency of {share:g} of the original's cannot be reached on this machine", "ask for a larger share")
+            raise UsageError(
+                f"a latency of {share:g} of the original's cannot be reached on this machine", "ask for a larger share"
+            )
         return best
 
     def _repair(self, made: Cut, alive: Bools, plans: Mapping[str, ChannelPlan]) -> tuple[list[LayerRepair], dict[str, str]]:
@@ -297,7 +315,9 @@ class _Job:
         layers, left = repairable(self.graph, self.network, alive)
         worker = Repair(self.graph, self.network, made, alive, solver=SOLVERS[kind], device=self.device, seed=self.request.seed)
         batch = self.samples.batch(self.request.batch)
-        return worker.run(layers, self.samples.calibration, batch, self.progress, sequential=self.request.sequential is not False), left
+        return worker.run(
+            layers, self.samples.calibration, batch, self.progress, sequential=self.request.sequential is not False
+        ), left
 
     def _provenance(self, method: Method) -> dict[str, str]:
         request = self.request
@@ -344,8 +364,8 @@ class _Job:
             latency=None,
             deviation={},
             accuracy=None,
-            proof={"max_relative_difference": difference, "samples": PROOF_BATCH},
-            data=self.samples.describe(),
+            proof=account.proof_figures(difference, self.samples, PROOF_BATCH),
+            data=account.data_figures(self.samples),
             gates=[],
             timings={},
             warnings=[*self.file.notes, *self.samples.warnings, *([self.device.note] if self.device.note else []), *warnings],
@@ -370,7 +390,8 @@ class _Job:
         return time_models(self.graph.model, model, feeds, device=self.device, threads=self.request.threads, seconds=seconds)
 
 
-def inspect(model: str | os.PathLike[str] | onnx.ModelProto, *, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Network:
+def inspect(
+    model: str | os.PathLike[str] | onnx.ModelProto, *, input_shapes: Mapping[str, Sequence[int]] | None = None
+) -> Network:
     """Layers, groups of channels and pins of a model, without running it."""
     return find(prepare(load(model).model, input_shapes)[0])
-

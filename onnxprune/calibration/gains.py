@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxprune.calibration.observe import Progress
 from onnxprune.calibration.segments import Parts, reads, segment
@@ -57,13 +59,13 @@ def _gain(graph: Graph, parts: Parts, layer: Layer, clean: Arrays, device: Devic
     wide = value.astype(np.float64)
     foreign = np.roll(wide, 1, axis=0) - wide.mean(others, keepdims=True)
     noise = foreign * rng.choice([-1.0, 1.0], (len(wide), *[1] * (wide.ndim - 1))) * POWER**0.5
-    power = float((noise**2).sum()) / (value.size / value.shape[axis])
+    power: float = float((noise**2).sum()) / (value.size / value.shape[axis])
     if not power > 0:
         return 0.0
     behind = _behind(graph, layer.output)
     at_hand = {name: held for name, held in clean.items() if name not in behind}
     at_hand[layer.output] = (wide + noise).astype(value.dtype)
-    changed = {layer.output: at_hand[layer.output]}
+    changed: Arrays = {layer.output: at_hand[layer.output]}
     part = segment(graph, at_hand, [o for o in graph.outputs if o in behind and o in clean])
     if part.nodes:
         session = Session(parts.model(part), device)
@@ -72,7 +74,7 @@ def _gain(graph: Graph, parts: Parts, layer: Layer, clean: Arrays, device: Devic
     return sum(_change(clean[o], changed[o]) for o in graph.outputs if o in changed) / power
 
 
-def _change(before: np.ndarray, after: np.ndarray) -> float:  # type: ignore[type-arg]
+def _change(before: NDArray[Any], after: NDArray[Any]) -> float:
     """Squared change relative to the spread over the samples."""
     if before.dtype.kind not in "fV" or before.shape != after.shape:
         return 0.0

@@ -1,8 +1,8 @@
 """Refit the layers behind removed channels, from input to output, on the activations of the already pruned model.
 
-The original (teacher) and the pruned model (student) run side by side, segment by segment. A segment ends where layers wait to be
-refitted: their inputs are at hand in the student, their outputs in the teacher. After the solve the next segment runs with the new
-weights. So every node of either model runs once per sample, and no activation is kept longer than the next segment needs it.
+The original (teacher) and the pruned model (student) run side by side, segment by segment. A segment ends where layers wait to
+be refitted: their inputs are at hand in the student, their outputs in the teacher. After the solve the next segment runs with the
+new weights. So every node of either model runs once per sample, and no activation is kept longer than the next segment needs it.
 
 Where the output of a layer is added to a residual branch that is already computed, the target also makes up for what that branch
 has lost: t = y + (other - other'), He et al. 2017 section 3.3 for multi-branch networks.
@@ -34,7 +34,7 @@ from onnxprune.network import Bools, Layer, Network
 from onnxprune.rewrite.cut import Cut
 from onnxprune.runtime import Session
 
-# Rows gathered per input of a layer: enough for a well-posed fit, few enough that the Gram matrix costs less than the model's run.
+# Rows gathered per input of a layer: enough for a well-posed fit, few enough that the sums cost less than the model's run.
 ROWS_PER_INPUT = 16
 FEWEST_ROWS = 16384
 # Every fifth batch is not fitted but judges the ridge.
@@ -46,7 +46,7 @@ Solver = Callable[..., Repaired]
 
 @dataclass(frozen=True)
 class LayerRepair:
-    """What the repair of one layer did: relative squared error of its output on unseen samples before and after, and rows used."""
+    """What the repair of one layer did: relative squared error of its output on unseen samples, before and after; rows used."""
 
     layer: str
     before: float
@@ -100,7 +100,7 @@ class Repair:
         self.graph, self.network, self.cut, self.alive = graph, network, cut, alive
         self.solver, self.device, self.seed = solver, device, seed
         self.teacher, self.student = Parts(graph, graph.model), Parts(graph, cut.model)
-        self.stored = {t.name: t for t in cut.model.graph.initializer}
+        self.stored: dict[str, TensorProto] = {t.name: t for t in cut.model.graph.initializer}
         for node in cut.model.graph.node:
             if node.op_type == "Constant" and node.output[0] in graph.parameters:
                 self.stored.setdefault(node.output[0], node.attribute[0].t)
@@ -108,7 +108,10 @@ class Repair:
     def run(
         self, layers: Sequence[Layer], source: Source, batch: int, progress: Progress, *, sequential: bool
     ) -> list[LayerRepair]:
-        """sequential: from input to output, all samples for one segment before the next. Otherwise every layer by itself, on the original's inputs."""
+        """Refit all layers. sequential: from input to output, all samples for one segment before the next.
+
+        Otherwise every layer by itself, on the original's inputs.
+        """
         if not sequential:
             return self._apart(layers, source, batch, progress)
         levels = Levels(self.graph, layers)
@@ -192,11 +195,11 @@ class Repair:
         return fits
 
     def _frontier(self, levels: Levels, step: int, ahead: set[str]) -> list[str]:
-        """Tensors known after this step that a later node reads. `ahead`: outputs of the waiting layers, if they are known too."""
+        """Tensors known after this step that a later node reads. `ahead`: outputs of waiting layers, if they are known too."""
         through = segment(self.graph, levels.tensor.keys() - self._after(levels, step), sorted(ahead)).nodes if ahead else ()
         passed = {o for index in through for o in self.graph.nodes[index].output if o}
         known = {t for t, level in levels.tensor.items() if level <= step} | passed
-        wanted = set()
+        wanted: set[str] = set()
         for index, node in enumerate(self.graph.nodes):
             if any(o in levels.tensor and o not in known for o in node.output if o):
                 wanted.update(n for n in reads(self.graph, index) if n in known)

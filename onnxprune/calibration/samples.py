@@ -1,4 +1,4 @@
-"""The sample inputs of one run: some to calibrate on, others, kept apart, to judge the result by; and the graph at their sizes."""
+"""The sample inputs of one run: some to calibrate on, others, kept apart, to judge by; and the graph at their sizes."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ class Samples:
 
 
 def open_samples(
-    file: ModelFile, data: Any, test_data: Any, *, samples: int, held_out: float, seed: int, input_shapes: Mapping[str, Sequence[int]] | None,
-    mean: Any, std: Any, layout: str,
+    file: ModelFile, data: Any, test_data: Any, *, samples: int, held_out: float, seed: int,
+    input_shapes: Mapping[str, Sequence[int]] | None, mean: Any, std: Any, layout: str,
 ) -> tuple[Graph, Samples]:  # fmt: skip
     """Open the sources and trace the model at the sizes that the samples have."""
     graph, _ = prepare(file.model, input_shapes)

@@ -15,7 +15,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class Store:
-    """Keeps one dictionary of arrays per batch. Arrays beyond `budget` bytes go to files, so that memory does not grow with the samples.
+    """Keeps one dictionary of arrays per batch. Arrays beyond `budget` bytes go to files: memory does not grow with the samples.
 
     Use it as a context manager: the files go with it.
     """

@@ -41,7 +41,10 @@ class Regression:
         self.tt: Tensor | None = None
 
     def add(self, rows: Tensor, targets: Tensor) -> None:
-        """rows (n, groups, in), targets (n, groups * out). Products in float32, sums in float64: activations of one batch are alike in size."""
+        """rows (n, groups, in), targets (n, groups * out).
+
+        Products in float32, sums in float64: activations of one batch are alike in size.
+        """
         n, groups, _ = rows.shape
         if n == 0:
             return
@@ -63,7 +66,9 @@ class Regression:
 
     def moments(self) -> tuple[Tensor, Tensor, Tensor]:
         """Means instead of sums."""
-        assert self.xx is not None and self.xt is not None and self.tt is not None, "no rows were added"
+        assert self.xx is not None, "no rows were added"
+        assert self.xt is not None
+        assert self.tt is not None
         return self.xx / self.count, self.xt / self.count, self.tt / self.count
 
     def error(self, weight: Tensor, bias: Tensor) -> float:
@@ -77,7 +82,7 @@ class Regression:
 
 @dataclass(frozen=True)
 class Repaired:
-    """New weight (groups, out, in) and bias (groups, out), and the relative squared error on samples not fitted, before and after.
+    """New weight (groups, out, in), bias (groups, out), and the relative squared error on samples not fitted, before and after.
 
     ridge   the chosen share of the mean input variance, None where nothing was solved
     """
@@ -145,8 +150,8 @@ def _solve(data: Regression, w0: Tensor, b0: Tensor, ridge: float, free_bias: bo
 def match_moments(fit: Regression, held: Regression, weight: Tensor, bias: Tensor, *, free_bias: bool) -> Repaired:
     """Mean and variance correction: scale each row and shift it so that W x' + b has the mean and spread of t.
 
-    The scale is kept within [1/4, 4]: an output that hardly moves any more tells nothing about how far to stretch it. This is what
-    re-estimating batch-norm statistics does where batch norm was folded away.
+    The scale is kept within [1/4, 4]: an output that hardly moves any more tells nothing about how far to stretch it. This is
+    what re-estimating batch-norm statistics does where batch norm was folded away.
     """
     whole = Regression()
     whole.merge(fit)

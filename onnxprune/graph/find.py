@@ -1,4 +1,4 @@
-"""From labels to a Network: which positions are one channel, which channels form a group, what is pinned, and what it all costs."""
+"""From labels to a Network: which positions are one channel, which channels form a group, what is pinned, what it costs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Labels, ties and pins: what the rules of the operators say about the channels, collected over one walk through the graph.
 
-Every position along a channel-carrying axis has an integer label. Positions with the same label live and die together; `tie` makes
-two labels one; `pin` says that a label may never go, and why. An axis without labels (batch, height, width ...) is never cut.
+Every position along a channel-carrying axis has an integer label. Positions with the same label live and die together; `tie`
+makes two labels one; `pin` says that a label may never go, and why. An axis without labels (batch, height, width ...) is never
+cut.
 """
 
 from __future__ import annotations

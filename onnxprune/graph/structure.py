@@ -25,7 +25,10 @@ FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProt
 
 @dataclass(frozen=True)
 class Stored:
-    """A constant tensor traced back to the parameter that holds its numbers; axes[i] is the stored axis behind axis i, None if it has length 1 there."""
+    """A constant tensor traced back to the parameter that holds its numbers.
+
+    axes[i] is the stored axis behind axis i, None where that has length 1.
+    """
 
     parameter: str
     axes: tuple[int | None, ...]
@@ -79,7 +82,7 @@ class Graph:
         return users[0][0] if len(users) == 1 and tensor not in self.outputs and tensor not in self.captured else None
 
     def end_users(self, parameter: str) -> list[tuple[int, int]]:
-        """(node, input) of everything that reads a parameter, directly or through nodes that only rename it or reorder its axes."""
+        """(node, input) of all that reads a parameter, directly or through nodes that only rename it or reorder its axes."""
         found = []
         for node, position in self.users.get(parameter, ()):
             outputs = [o for o in self.nodes[node].output if o in self.constants]
@@ -226,7 +229,7 @@ def _trial(dim: Any, axis: int, rank: int, symbols: Mapping[str, int]) -> int:
 
 
 class _Facts:
-    """One forward pass over the nodes: types by ONNX's own shape inference, node by node, small values by its reference evaluator."""
+    """One forward pass over the nodes: types by ONNX's own shape inference, small values by its reference evaluator."""
 
     def __init__(
         self, model: onnx.ModelProto, parameters: Mapping[str, TensorProto], inputs: Mapping[str, tuple[int, ...]]

@@ -74,7 +74,8 @@ def add_initializer(model: onnx.ModelProto, tensor: onnx.TensorProto) -> onnx.Te
     model.graph.initializer.append(tensor)
     if model.ir_version < 4:
         model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-    return model.graph.initializer[-1]
+    stored: onnx.TensorProto = model.graph.initializer[-1]
+    return stored
 
 
 def clean(model: onnx.ModelProto, candidates: set[str]) -> None:
@@ -85,12 +86,17 @@ def clean(model: onnx.ModelProto, candidates: set[str]) -> None:
     graph = model.graph
     while True:
         read = {name for node in graph.node for name in _reads(node)} | {o.name for o in graph.output}
-        dead = {name for name in candidates if name not in read}
-        gone = _drop(graph.node, lambda n: bool(n.output) and all(o in dead or not o for o in n.output))
-        gone += _drop(graph.initializer, lambda t: t.name in dead)
-        if not gone:
+        if not _drop_makers(graph, {name for name in candidates if name not in read}):
             return
+
+
+def _drop_makers(graph: onnx.GraphProto, dead: set[str]) -> int:
+    """Delete the nodes and initializers that make only `dead` tensors; returns how many went."""
+    gone = _drop(graph.node, lambda n: bool(n.output) and all(o in dead or not o for o in n.output))
+    gone += _drop(graph.initializer, lambda t: t.name in dead)
+    if gone:
         _drop(graph.input, lambda i: i.name in dead)  # before IR 4 every initializer is listed as an input too
+    return gone
 
 
 def _drop(field: Any, unwanted: Callable[[Any], bool]) -> int:

@@ -1,4 +1,4 @@
-"""Liu et al.: "Learning Efficient Convolutional Networks through Network Slimming" (ICCV 2017): the batch-norm scale as importance."""
+"""Liu et al.: "Learning Efficient Convolutional Networks through Network Slimming" (ICCV 2017), the batch-norm scale."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onnxprune.errors import UsageError
 class BatchNormScaleChannel(Method):
     """score = sum over makers of |gamma|, the scale of the BatchNormalization behind each.
 
-    The paper trains with an L1 penalty on gamma first; a finished file has no such training, so the ranking is only as good as its gammas.
+    The paper trains with an L1 penalty on gamma first; a finished file had none: the ranking is as good as its gammas.
     """
 
     name = "bn-scale-channel"

@@ -26,7 +26,7 @@ Kept = dict[int, Ints]
 class Cut:
     """A model with channels removed.
 
-    removed   original parameter (or 'name@node' where users of a shared one keep different positions) -> axis -> positions that went
+    removed   original parameter ('name@node' where users of a shared one keep different positions) -> axis -> positions that went
     renamed   (node, input) -> name of the parameter it reads now, where that is a clone
     """
 
@@ -59,7 +59,7 @@ def cut(graph: Graph, network: Network, alive: Bools) -> Cut:
 
 
 def light_copy(model: onnx.ModelProto, without: Callable[[onnx.TensorProto], bool] = lambda _: True) -> onnx.ModelProto:
-    """A copy without the bytes of (some) initializers: they are filled in once, cut or whole, so that memory holds no third copy."""
+    """A copy without the bytes of (some) initializers: filled in once, cut or whole, so that memory holds no third copy."""
     light = onnx.ModelProto()
     for part, _ in model.ListFields():
         if part.name != "graph":

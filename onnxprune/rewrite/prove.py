@@ -19,7 +19,7 @@ from onnxprune.rewrite.mask import masked_twin
 from onnxprune.runtime import Session
 
 Feeds = Mapping[str, NDArray[Any]]
-TOLERANCE = {TensorProto.FLOAT16: 1e-2, TensorProto.BFLOAT16: 5e-2}
+TOLERANCE: dict[int, float] = {TensorProto.FLOAT16: 1e-2, TensorProto.BFLOAT16: 5e-2}
 
 
 def prove(
@@ -41,7 +41,7 @@ def prove(
             worst = max(worst, difference)
             if not difference <= limit:
                 raise ProofError(
-                    f"output {name!r} of the pruned model differs from its masked twin by {difference:.1e} (allowed: {limit:.0e})",
+                    f"output {name!r} of the pruned model differs from its masked twin by {difference:.1e} (limit: {limit:.0e})",
                     "nothing was written; please report this with the model",
                 )
     return worst

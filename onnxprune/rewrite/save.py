@@ -10,7 +10,7 @@ import errno
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -73,7 +73,7 @@ def _serialise(model: onnx.ModelProto) -> bytes:
 
 
 @contextmanager
-def _new_file(path: Path) -> Iterable[tuple[IO[bytes], Path]]:  # type: ignore[misc]
+def _new_file(path: Path) -> Iterator[tuple[IO[bytes], Path]]:
     """A temporary file beside `path`, gone again unless it was renamed."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", suffix=".tmp", dir=path.parent)
     temporary = Path(name)

@@ -112,7 +112,7 @@ def as_labels(given: Any) -> Labels:
     return load_labels(given) if isinstance(given, str | os.PathLike) else np.asarray(given, np.int64).reshape(-1)
 
 
-def load_labels(path: str | Path) -> Labels:
+def load_labels(path: str | os.PathLike[str]) -> Labels:
     """Integer labels from .npy, .npz (key 'labels', or the only key) or .txt/.csv with one integer per line."""
     path = Path(path)
     try:

@@ -1,4 +1,4 @@
-"""How channels flow through one operator: one function per operator, one file per family. An operator is known in one place only."""
+"""How channels flow through one operator: one function per operator, one file per family, no operator in two places."""
 
 from onnxprune.graph.rules import contraction, elementwise, movement, normalization, pooling
 

@@ -25,8 +25,9 @@ def _resize_group(edit: Resizer, index: int) -> None:
 
 
 def _layer(
-    flow: Flow, index: int, weight: str, *, x: str = "", groups: int = 1, geometry: Geometry = NO_WINDOW, transposed: bool = False,
-    side: Literal["left", "right"] = "right", scale: float = 1.0, bias: str = "", bias_scale: float = 1.0,
+    flow: Flow, index: int, weight: str, *, x: str = "", groups: int = 1, geometry: Geometry = NO_WINDOW,
+    transposed: bool = False, side: Literal["left", "right"] = "right", scale: float = 1.0, bias: str = "",
+    bias_scale: float = 1.0,
 ) -> None:  # fmt: skip
     """Record a layer whose weights are stored plainly; one whose weights are computed in the graph stays a mere pin."""
     graph = flow.graph
@@ -45,8 +46,8 @@ def _layer(
         Layer(
             name=graph.label(index), node=index, op=node.op_type, weight=stored.parameter, bias=held.parameter if held else None,
             bias_node=index if held else None, input=x, output=y, weight_shape=shape, input_shape=graph.shapes[x],
-            output_shape=graph.shapes[y], groups=groups, geometry=geometry, side=side, macs=macs, scale=scale, bias_scale=bias_scale,
-            transposed=transposed != (stored.axes != tuple(range(len(shape)))),
+            output_shape=graph.shapes[y], groups=groups, geometry=geometry, side=side, macs=macs, scale=scale,
+            bias_scale=bias_scale, transposed=transposed != (stored.axes != tuple(range(len(shape)))),
         )
     )  # fmt: skip
 
@@ -135,8 +136,9 @@ def _grouped_input(flow: Flow, index: int, labels: Ints | None, group: int, per_
         return np.empty(0, np.int64)
     blocks = labels.reshape(group, per_group)
     flow.tie(blocks[:1], blocks)
-    flow.parameter(index, 1, axis, "reads", blocks[0])
-    return blocks[0]
+    first: Ints = blocks[0]
+    flow.parameter(index, 1, axis, "reads", first)
+    return first
 
 
 def _pin_spatial(flow: Flow, tensor: str, index: int) -> None:

@@ -215,7 +215,7 @@ def _blocks(flow: Flow, index: int) -> dict[int, Ints]:
 
 
 def blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
-    """Split two shapes of equal product into the shortest blocks of axes with equal products; axes of length 1 stick to a block."""
+    """Split two shapes of equal product into the shortest blocks of axes with equal products; axes of length 1 join one."""
     found: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(before) or j < len(after):

@@ -44,7 +44,7 @@ class Activation:
         return self.name in self.HOMOGENEOUS
 
     def supremum(self, radius: Tensor) -> Tensor:
-        """sup |phi(z)| over |z| <= radius, elementwise (coresets, Table I, takes phi(beta * ||p||) for a non-decreasing phi >= 0).
+        """sup |phi(z)| over |z| <= radius, elementwise (coresets, Table I: phi(beta * ||p||) for a non-decreasing phi >= 0).
 
         Non-monotone functions (Silu, Gelu, HardSwish) reach max(phi(r), -min phi).
         """
@@ -94,7 +94,7 @@ class Statistic(ABC):
 
 
 class MaxNorm(Statistic):
-    """The largest ||(x, 1)|| over all patches x: the radius beta of the ball of queries in the coreset papers. `value` is a float."""
+    """The largest ||(x, 1)|| over all patches x: beta, the radius of the ball of queries in the coreset papers, in `value`."""
 
     rows = "patches"
 
@@ -244,13 +244,14 @@ class Option:
 
 
 class Method(ABC):
-    """One pruning method. Subclass it, set the class variables, write `score`; override `rank` or `decide` where the paper does more.
+    """One pruning method. Subclass it, set the class variables, write `score`; override `rank` or `decide` to do more.
 
     name        as typed: <criterion>-<what goes>
     paper       the source, in one line
     target      what goes: 'channel' takes channels and hidden units alike, 'neuron' only units of fully connected layers
     needs       statistics wanted on the inputs of makers and readers
     options     name -> Option
+    draws       how many random orders to try; the one with the least predicted loss is taken (deterministic methods: 1)
     """
 
     name: ClassVar[str]
@@ -266,8 +267,12 @@ class Method(ABC):
         self.values: dict[str, Any] = {k: o.default for k, o in self.options.items()} | values
 
     def wants(self, activation: Activation) -> tuple[type[Statistic], ...]:
-        """The statistics wanted on the input of a maker with this activation behind it: `needs`, unless a method can do with fewer."""
+        """The statistics wanted on the input of a maker with this activation behind it: `needs`, unless fewer will do."""
         return self.needs
+
+    @property
+    def draws(self) -> int:
+        return 1
 
     @abstractmethod
     def score(self, view: ChannelView) -> Tensor:

@@ -34,7 +34,7 @@ ROWS_PER_CHANNEL, FEWEST_ROWS = 8, 4096
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one look at the samples gave. gains: layer -> what an error in its output does to the model's (calibration.gains); may be empty."""
+    """What one look at the samples gave. gains: layer -> what an error in its output does to the model's; may be empty."""
 
     statistics: Mapping[tuple[str, type[Statistic]], Statistic]
     gains: Mapping[str, float]
@@ -42,11 +42,15 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Decision:
-    """Per group: its view, the order in which the method would keep the channels, its scores, and its candidate for the budget."""
+    """Per group: its view, scores, the order in which the method would keep the channels, and its candidate for the budget.
+
+    draw   which of the method's random draws the order is
+    """
 
     view: ChannelView
     scores: Tensor
     order: Tensor
+    draw: int
     candidate: Candidate
 
 
@@ -76,8 +80,8 @@ def _matches(network: Network, group: Group, patterns: Sequence[str]) -> bool:
 
 
 def gather(
-    graph: Graph, network: Network, groups: Sequence[Group], method: Method, source: Source, *, weigh: bool, batch: int, device: Device, seed: int,
-    progress: Progress,
+    graph: Graph, network: Network, groups: Sequence[Group], method: Method, source: Source, *, weigh: bool, batch: int,
+    device: Device, seed: int, progress: Progress,
 ) -> Evidence:  # fmt: skip
     """One pass over the calibration samples for what the method needs and, if `weigh`, for the losses of the auto budget."""
     found: dict[tuple[str, type[Statistic]], Statistic] = {}
@@ -119,20 +123,39 @@ def judge(
     found = []
     for group, view in zip(groups, channel_views(graph, network, groups, evidence.statistics, device.torch_device), strict=True):
         scores = check_scores(method, view, method.score(view))
-        order = method.rank(view, scores, generator(seed, group.name))
-        losses = _losses(view, order, evidence.gains)
+        draw, order, losses = _best_draw(method, view, scores, evidence.gains, seed)
         candidate = Candidate(choices(group, align, FLOOR, widest), scores.double().cpu().numpy(), losses)
-        found.append(Decision(view, scores, order, candidate))
+        found.append(Decision(view, scores, order, draw, candidate))
     return found
 
 
-def generator(seed: int, name: str) -> torch.Generator:
-    """A generator of its own for every group: what one group draws does not depend on which others there are."""
-    return torch.Generator().manual_seed((seed * 0x9E3779B1 + crc32(name.encode())) % 2**63)
+def _best_draw(
+    method: Method, view: ChannelView, scores: Tensor, gains: Mapping[str, float], seed: int
+) -> tuple[int, Tensor, NDArray[np.float64] | None]:
+    """Of a random method's draws the one that loses least, over all counts; without statistics to tell, the first."""
+    best: tuple[float, int, Tensor, NDArray[np.float64] | None] | None = None
+    for draw in range(method.draws):
+        order = method.rank(view, scores, generator(seed, view.name, draw))
+        losses = _losses(view, order, gains)
+        if losses is None:
+            return draw, order, None
+        total = float(losses.sum())
+        if best is None or total < best[0]:
+            best = total, draw, order, losses
+    assert best is not None  # every method draws at least once
+    return best[1:]
+
+
+def generator(seed: int, name: str, draw: int = 0) -> torch.Generator:
+    """A generator of its own for every group and draw: what one group draws does not depend on which others there are."""
+    return torch.Generator().manual_seed((seed * 0x9E3779B1 + draw * 0x85EBCA6B + crc32(name.encode())) % 2**63)
 
 
 def _losses(view: ChannelView, order: Tensor, gains: Mapping[str, float]) -> NDArray[np.float64] | None:
-    """(size + 1,): predicted relative squared change of the model's outputs when the first m channels of `order` stay and readers are refitted."""
+    """(size + 1,): relative squared change of the model's outputs to expect if the first m channels of `order` stay.
+
+    The readers count as refitted. None where statistics are missing.
+    """
     total: Tensor | None = None
     for reader in view.readers:
         moments = view.statistic(reader.layer, Moments)
@@ -159,7 +182,7 @@ def plans(method: Method, decisions: Sequence[Decision], counts: Counts, seed: i
         keep = counts[d.view.name]
         if keep == d.view.channels:
             continue
-        plan = method.decide(d.view, d.scores, d.order, keep, generator(seed, d.view.name))
+        plan = method.decide(d.view, d.scores, d.order, keep, generator(seed, d.view.name, d.draw))
         plan.check(d.view.channels, keep)
         found[d.view.name] = plan
     return found

@@ -1,7 +1,7 @@
 """Mussay, Feldman, Zhou, Braverman, Osadchy: "Data-Independent Structured Pruning of Neural Networks via Coresets".
 
 A layer of neurons (channels) P is replaced by a weighted subset C so that every consumer i still computes nearly the same:
-|sum_{p in P} w_i(p) phi(p^T x) - sum_{p in C} u_i(p) phi(p^T x)| <= eps for all ||x|| <= beta (Corollary 9, channels: section III-D).
+|sum_{p in P} w_i(p) phi(p^T x) - sum_{p in C} u_i(p) phi(p^T x)| <= eps for all ||x|| <= beta (Corollary 9; section III-D).
 
     p        row that makes a channel, its bias appended (the query is (x, 1))      maker weight (channels, fan-in)
     w_i(p)   weight with which consumer output i, kernel position o, reads it       reader weight (channels, outputs * positions)
@@ -15,10 +15,14 @@ Departures from the paper's text:
 * it prints w, not |w|; Corollary 8 splits the signs, and the authors' code takes absolute values, as here;
 * it draws m times and keeps what was hit; here draws go on until the wanted number of distinct channels is reached, as in the
   authors' code, but by exponential clocks, which give the same distribution in one step and always end (algorithms.md 1.3);
+* several coresets are drawn and the one is kept whose least-squares loss on calibration data is smallest (amplification, as CoreNet++
+  does; --option draws=1 switches it off; with --budget uniform or global there is no such loss, and one draw is made);
 * the paper never says how beta is chosen. For positively homogeneous phi (ReLU) it cancels out of pr.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -83,8 +87,15 @@ class _Coreset(_Sampler):
     """importance = max over consumers and positions of |w| * phi(beta * ||p||)."""
 
     paper = PAPER + ", Algorithm 2 and section III-D"
-    options = {"beta": Option(None, "largest norm of a layer's input (beta); default: the largest seen in calibration")}
+    options: ClassVar[dict[str, Option]] = {
+        "beta": Option(None, "largest norm of a layer's input (beta); default: the largest seen in calibration"),
+        "draws": Option(8, "coresets drawn per group; the one with the least predicted loss is kept (paper: 1)"),
+    }
     needs = (MaxNorm,)
+
+    @property
+    def draws(self) -> int:
+        return int(self.values["draws"])
 
     def wants(self, activation: Activation) -> tuple[type[Statistic], ...]:
         """beta cancels out of pr for homogeneous phi, and is not measured where it is given."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from math import prod
+from math import isfinite, prod
+from statistics import median
 
+import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune.budget.allocate import Counts
 from onnxprune.budget.alignment import Choices
+from onnxprune.budget.allocate import Counts
+from onnxprune.calibration.fitting import fixed_batch
 from onnxprune.calibration.repair import LayerRepair
+from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.segments import reads
 from onnxprune.figures import GroupFigures, ModelFigures, PinFigures
 from onnxprune.graph.load import ModelFile
@@ -32,7 +37,7 @@ def model_figures(file: ModelFile | None, graph: Graph, network: Network) -> Mod
 
 
 def peak_memory(graph: Graph) -> int:
-    """Most bytes of activations alive at once at the trial sizes, if the nodes run in order and each tensor lives until its last use."""
+    """Most bytes of activations alive at once at the trial sizes: nodes run in order, each tensor lives until its last use."""
     last: dict[str, int] = {}
     for index in range(len(graph.nodes)):
         for name in reads(graph, index):
@@ -78,10 +83,24 @@ def alignment_figures(align: str | int, options: Sequence[Choices], counts: Coun
     """What alignment did: the block of each kind of group, and the share of channels asked for and removed."""
     total = sum(o.size for o in options)
     removed = sum(o.size - counts[o.group] for o in options)
-    blocks: dict[str, int] = {}
-    for o in options:
-        blocks[str(o.block)] = blocks.get(str(o.block), 0) + 1
-    return {"align": align, "groups_by_block": blocks, "channel_ratio_asked": asked, "channel_ratio": removed / max(total, 1)}
+    share = removed / max(total, 1)
+    blocks = dict(sorted(Counter(o.block for o in options).items(), reverse=True))
+    wanted = f"{100 * asked:.1f} % asked, " if asked is not None else ""
+    return {
+        "summary": f"{_multiples(blocks)}: {wanted}{100 * share:.1f} % of the channels removed",
+        "align": align,
+        "groups_by_block": {str(b): n for b, n in blocks.items()},
+        "channel_ratio_asked": asked,
+        "channel_ratio": share,
+    }
+
+
+def _multiples(blocks: Mapping[int, int]) -> str:
+    listed = [f"{block} ({groups})" for block, groups in blocks.items() if block > 1]
+    if listed:
+        listed[0] = listed[0].replace(")", f" {'group' if listed[0].endswith('(1)') else 'groups'})")
+    anything = [f"any number ({_many(blocks[1], 'group')})"] if 1 in blocks else []
+    return "kept channels: " + ", ".join([f"multiples of {', '.join(listed)}"] * bool(listed) + anything)
 
 
 def repair_figures(kind: str, mode: str, done: Sequence[LayerRepair], left: Mapping[str, str], samples: int) -> dict[str, object]:
@@ -89,4 +108,47 @@ def repair_figures(kind: str, mode: str, done: Sequence[LayerRepair], left: Mapp
     layers = [
         {"layer": d.layer, "error_before": d.before, "error_after": d.after, "ridge": d.ridge, "rows": d.rows} for d in done
     ]
-    return {"kind": kind, "mode": mode, "samples": samples, "layers": layers, "left_out": dict(left)}
+    summary = _repair_summary(kind, mode, done, left, samples)
+    return {"summary": summary, "kind": kind, "mode": mode, "samples": samples, "layers": layers, "left_out": dict(left)}
+
+
+def _repair_summary(kind: str, mode: str, done: Sequence[LayerRepair], left: Mapping[str, str], samples: int) -> str:
+    if kind == "none":
+        return "not at all, as asked: no weight was fitted to samples"
+    if not done:
+        return "nothing: no layer reads fewer channels than before" if not left else f"nothing: {_left_out(left)}"
+    how = {"least-squares": "least squares", "mean": "mean and variance matched"}.get(kind, kind)
+    errors = [[e for e in each if isfinite(e)] for each in ([d.before for d in done], [d.after for d in done])]
+    figures = f", median relative squared error {median(errors[0]):.2g} -> {median(errors[1]):.2g}" if all(errors) else ""
+    refitted = f"{how}, {mode}, on {_many(samples, 'sample')}: {_many(len(done), 'layer')} refitted{figures}"
+    return f"{refitted}; {_left_out(left)}" if left else refitted
+
+
+def _left_out(left: Mapping[str, str]) -> str:
+    reasons = list(dict.fromkeys(left.values()))
+    return f"{_many(len(left), 'layer')} left out ({'; '.join(reasons[:2])}{', ...' if len(reasons) > 2 else ''})"
+
+
+def proof_figures(difference: float, samples: Samples, size: int) -> dict[str, object]:
+    """The largest relative difference to the masked twin on `size` samples, or on as many as the model takes at a time."""
+    count = fixed_batch(samples.calibration.inputs) or min(size, samples.calibration.count)
+    equal = "exactly" if difference == 0 else f"to {difference:.0e}"
+    summary = f"before repair it equals its masked twin (those channels set to zero) {equal} on {_many(count, 'sample')}"
+    return {"summary": summary, "max_relative_difference": difference, "samples": count}
+
+
+def data_figures(samples: Samples) -> dict[str, object]:
+    """What was calibrated on and what the report looked at."""
+    calibration, test = samples.calibration, samples.test
+    if not samples.held_out:
+        judged = f"{test.label}, {_many(test.count, 'sample')}"
+    elif np.array_equal(calibration.numbers, test.numbers):
+        judged = "the same"
+    else:
+        judged = f"{_many(test.count, 'sample')} held out of the same"
+    summary = f"calibration: {calibration.label}, {_many(calibration.count, 'sample')}; report: {judged}"
+    return {"summary": summary, **samples.describe()}
+
+
+def _many(amount: int, noun: str) -> str:
+    return f"{amount:,} {noun}" if amount == 1 else f"{amount:,} {noun}s"

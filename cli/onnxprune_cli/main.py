@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -80,6 +81,9 @@ class DefaultGroup(click.Group):
             hint = f" (see {context.command_path} --help)" if context else ""
             _complain(f"{exc.format_message()}{hint}")
             code = exc.exit_code
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("interrupted, nothing was written", err=True)
+            code = 130
         sys.exit(code)
 
 
@@ -139,7 +143,15 @@ for command in COMMANDS:
     cli.add_command(command)
 
 
+def _stop(number: int, _: object) -> NoReturn:
+    sys.exit(128 + number)
+
+
 def main() -> NoReturn:
+    # A CI job that is cancelled, a terminal that is closed: temporary files go all the same.
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _stop)
     for stream in (sys.stdout, sys.stderr):
         # Names in models and of files may hold what the terminal's encoding cannot say.
         if hasattr(stream, "reconfigure"):

@@ -88,12 +88,22 @@ def prune(model: str, **given: Any) -> int:
     places = {key: given.pop(key) for key in ("json_to", "summary")}
     check_places(output, *places.values())
     verbose, quiet = given.pop("verbose"), given.pop("quiet")
-    report = _run(model, output, given, quiet)
+    before = _state(output)
     try:
+        report = _run(model, output, given, quiet)
         return deliver(report, **places, verbose=verbose, quiet=quiet)
     except KeyboardInterrupt:
-        click.echo(f"interrupted; the model is in {output}" if output else "interrupted, nothing was written", err=True)
+        written = _state(output) != before
+        click.echo(f"interrupted; the model is in {output}" if written else "interrupted, nothing was written", err=True)
         raise click.exceptions.Exit(130) from None
+
+
+def _state(output: str | None) -> tuple[int, int] | None:
+    """Tells whether the file was replaced in between."""
+    if output is None or not os.path.exists(output):  # noqa: PTH110  (pathlib raises on names that are too long)
+        return None
+    found = Path(output).stat()
+    return found.st_ino, found.st_mtime_ns
 
 
 def _output(model: str, *named: str | None) -> str:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from onnxprune.graph.labels import rule
     from onnxprune.graph.load import load
     from onnxprune.pipeline import PruneResult, inspect, prune
+    from onnxprune.testing import check_method, check_rule
 
 _HOMES = {
     "prune": "onnxprune.pipeline",
@@ -33,9 +34,14 @@ _HOMES = {
     "method": "onnxprune.contract",
     "rule": "onnxprune.graph.labels",
     "OnnxpruneError": "onnxprune.errors",
+    "check_method": "onnxprune.testing",
+    "check_rule": "onnxprune.testing",
 }
 
-__all__ = ["Method", "OnnxpruneError", "PruneResult", "__version__", "compare", "inspect", "load", "method", "prune", "rule"]
+__all__ = [
+    "Method", "OnnxpruneError", "PruneResult", "__version__", "check_method", "check_rule", "compare", "inspect", "load", "method",
+    "prune", "rule",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self, TypeVar
@@ -46,7 +46,7 @@ class Activation:
     def supremum(self, radius: Tensor) -> Tensor:
         """sup |phi(z)| over |z| <= radius, elementwise (coresets, Table I: phi(beta * ||p||) for a non-decreasing phi >= 0).
 
-        Non-monotone functions (Silu, Gelu, HardSwish) reach max(phi(r), -min phi).
+        Silu, Gelu and HardSwish dip below zero first: max(phi(r), -phi(-r)), with -min phi once r has passed the dip.
         """
         r = radius
         match self.name:
@@ -67,13 +67,18 @@ class Activation:
             case "LeakyRelu" | "PRelu":
                 return r * max([1.0, *(abs(b) for b in self.bounds)])
             case "HardSwish":
-                return torch.maximum(r * ((r + 3) / 6).clamp(0, 1), torch.full_like(r, 0.375))
+                return _dipping(torch.nn.functional.hardswish, 1.5, r)
             case "Gelu":
-                return torch.maximum(torch.nn.functional.gelu(r), torch.full_like(r, 0.17))
+                return _dipping(torch.nn.functional.gelu, 0.7517916, r)
             case "Silu":
-                return torch.maximum(torch.nn.functional.silu(r), torch.full_like(r, 0.2785))
+                return _dipping(torch.nn.functional.silu, 1.2784645, r)
             case _:
                 return r
+
+
+def _dipping(phi: Callable[[Tensor], Tensor], lowest: float, r: Tensor) -> Tensor:
+    """sup |phi| on [-r, r] of a function that rises to the right of its only minimum, at -lowest."""
+    return torch.maximum(phi(r), -phi(-r.clamp(max=lowest)))
 
 
 class Statistic(ABC):
@@ -263,7 +268,9 @@ class Method(ABC):
     def __init__(self, **values: Any) -> None:
         for name in values:
             if name not in self.options:
-                raise UnknownNameError(f"option of method {self.name!r}", name, self.options)
+                raise UnknownNameError(f"option of method {self.name!r} called", name, self.options)
+            if isinstance(values[name], str) and not isinstance(self.options[name].default, str):
+                raise UsageError(f"option {name} of method {self.name!r} is {values[name]!r}", "give a number")
         self.values: dict[str, Any] = {k: o.default for k, o in self.options.items()} | values
 
     def wants(self, activation: Activation) -> tuple[type[Statistic], ...]:

@@ -29,8 +29,7 @@ def methods(json_to: str | None) -> int:
 
 
 def _describe() -> list[dict[str, Any]]:
-    import onnxprune.methods  # noqa: F401  (registers them)
-    from onnxprune.contract import METHODS
+    from onnxprune.methods import known
 
     return [
         {
@@ -39,7 +38,7 @@ def _describe() -> list[dict[str, Any]]:
             "paper": method.paper,
             "options": {option: {"default": o.default, "help": o.help} for option, o in method.options.items()},
         }
-        for name, method in sorted(METHODS.items())
+        for name, method in known().items()
     ]
 
 

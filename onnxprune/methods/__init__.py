@@ -5,10 +5,10 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 
 from onnxprune.contract import METHODS, Method
-from onnxprune.errors import OnnxpruneError, UnknownNameError
+from onnxprune.errors import UnknownNameError, UsageError
 from onnxprune.methods import batch_norm_scale, coreset, norms
 
-__all__ = ["METHODS", "batch_norm_scale", "coreset", "create", "norms"]
+__all__ = ["METHODS", "batch_norm_scale", "coreset", "create", "known", "norms"]
 
 ENTRY_POINTS = "onnxprune.methods"
 
@@ -22,11 +22,15 @@ def create(name: str, **options: object) -> Method:
     return METHODS[name](**options)
 
 
+def known() -> dict[str, type[Method]]:
+    """Every method by name, those that other packages announce included."""
+    _load_entry_points()
+    return dict(sorted(METHODS.items()))
+
+
 def _load_entry_points() -> None:
     for entry in entry_points(group=ENTRY_POINTS):
         try:
             entry.load()
         except Exception as error:  # any fault of a third party's package, named instead of a traceback
-            raise OnnxpruneError(
-                f"the method package {entry.value!r} cannot be loaded: {error}", "update or uninstall it"
-            ) from error
+            raise UsageError(f"the method package {entry.value!r} cannot be loaded: {error}", "update or uninstall it") from error

@@ -15,19 +15,21 @@ Departures from the paper's text:
 * it prints w, not |w|; Corollary 8 splits the signs, and the authors' code takes absolute values, as here;
 * it draws m times and keeps what was hit; here draws go on until the wanted number of distinct channels is reached, as in the
   authors' code, but by exponential clocks, which give the same distribution in one step and always end (algorithms.md 1.3);
-* several coresets are drawn and the one is kept whose least-squares loss on calibration data is smallest (amplification, as CoreNet++
-  does; --option draws=1 switches it off; with --budget uniform or global there is no such loss, and one draw is made);
+* several coresets are drawn and the one is kept whose least-squares loss on calibration data is smallest (amplification, as
+  CoreNet++ does; --option draws=1 switches it off; with --budget uniform or global there is no such loss, and one draw is made);
 * the paper never says how beta is chosen. For positively homogeneous phi (ReLU) it cancels out of pr.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from math import isfinite
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from onnxprune.contract import Activation, ChannelPlan, ChannelView, MaxNorm, Method, Option, Statistic, method
+from onnxprune.errors import UsageError
 
 PAPER = "Mussay et al., Data-Independent Structured Pruning of Neural Networks via Coresets"
 
@@ -89,9 +91,17 @@ class _Coreset(_Sampler):
     paper = PAPER + ", Algorithm 2 and section III-D"
     options: ClassVar[dict[str, Option]] = {
         "beta": Option(None, "largest norm of a layer's input (beta); default: the largest seen in calibration"),
-        "draws": Option(8, "coresets drawn per group; the one with the least predicted loss is kept (paper: 1)"),
+        "draws": Option(32, "coresets drawn per group; the one with the least predicted loss is kept (paper: 1)"),
     }
     needs = (MaxNorm,)
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        beta, draws = self.values["beta"], self.values["draws"]
+        if beta is not None and not (isfinite(beta) and beta > 0):
+            raise UsageError(f"beta is {beta}", "it is a norm: give a number above 0")
+        if draws != int(draws) or draws < 1:
+            raise UsageError(f"draws is {draws}", "give a whole number from 1")
 
     @property
     def draws(self) -> int:

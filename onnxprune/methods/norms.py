@@ -42,12 +42,9 @@ class L2Channel(Method):
         return _norms(view, 2)
 
 
-@method
-class RandomChannel(Method):
-    """Channels at random, unweighted: the floor under every other method."""
+class _Random(Method):
+    """A seeded permutation, no weights."""
 
-    name = "random-channel"
-    target = "channel"
     paper = "baseline"
 
     def score(self, view: ChannelView) -> Tensor:
@@ -55,3 +52,19 @@ class RandomChannel(Method):
 
     def rank(self, view: ChannelView, scores: Tensor, rng: torch.Generator) -> Tensor:
         return torch.randperm(view.channels, generator=rng).to(scores.device)
+
+
+@method
+class RandomChannel(_Random):
+    """Channels at random, unweighted: the floor under every other method."""
+
+    name = "random-channel"
+    target = "channel"
+
+
+@method
+class RandomNeuron(_Random):
+    """Units of fully connected layers at random, unweighted."""
+
+    name = "random-neuron"
+    target = "neuron"

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import isfinite, prod
 from statistics import median
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,6 +22,9 @@ from onnxprune.figures import GroupFigures, ModelFigures, PinFigures
 from onnxprune.graph.load import ModelFile
 from onnxprune.graph.structure import FLOATS, Graph
 from onnxprune.network import Network
+
+# A channel ratio that differs by more than this from the one asked for is worth a warning.
+FAR = 0.05
 
 
 def model_figures(file: ModelFile | None, graph: Graph, network: Network) -> ModelFigures:
@@ -93,6 +97,15 @@ def alignment_figures(align: str | int, options: Sequence[Choices], counts: Coun
         "channel_ratio_asked": asked,
         "channel_ratio": share,
     }
+
+
+def shortfall(alignment: Mapping[str, Any]) -> list[str]:
+    """A warning where blocks and floors kept the result far from the ratio asked for."""
+    asked, got = alignment["channel_ratio_asked"], alignment["channel_ratio"]
+    if asked is None or abs(asked - got) <= FAR:
+        return []
+    why = "every group keeps a tenth of its channels and whole blocks of them" if got < asked else "only whole blocks can go"
+    return [f"{100 * asked:.0f} % of the channels were asked for, {100 * got:.0f} % could go: {why}"]
 
 
 def _multiples(blocks: Mapping[int, int]) -> str:

@@ -16,7 +16,7 @@ from onnxprune.graph import ModelFile, find, load, prepare
 from onnxprune.runtime import Session
 from onnxprune.validation.accuracy import AccuracyMeter, as_labels
 from onnxprune.validation.deviation import measure
-from onnxprune.validation.gates import check_outputs, evaluate, parse
+from onnxprune.validation.gates import check_measured, check_outputs, evaluate, parse
 from onnxprune.validation.latency import time_models
 from onnxprune.version import __version__
 
@@ -44,6 +44,8 @@ def compare(
     Raises DataError where the two models do not take the same inputs.
     """
     asked = [parse(g) for g in gates]
+    for gate in asked:
+        check_measured(gate, labels=labels is not None, latency=latency)
     files = load(a), load(b)
     graphs = [prepare(file.model, input_shapes)[0] for file in files]
     if graphs[0].inputs.keys() != graphs[1].inputs.keys():

@@ -16,6 +16,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# An error is one line; a model may have hundreds of layers.
+MOST_NAMES = 12
+
 
 class OnnxpruneError(Exception):
     """Base of all errors; `exit_code` is what the command line returns for it."""
@@ -36,10 +39,21 @@ class UnknownNameError(UsageError):
     """`kind` is what was named ("method"), `known` the names that exist."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        names = sorted(known)
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-        remedy = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"there are: {', '.join(names)}"
+        names = sorted(set(known))
+        near = _near(name, names)
+        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        listed = f"there are: {', '.join(names[:MOST_NAMES])}{more}" if names else "there is none"
+        remedy = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else listed
         super().__init__(f"no {kind} {name!r}", remedy)
+
+
+def _near(name: str, names: list[str]) -> list[str]:
+    """Up to three names that may have been meant: about as near as the nearest, else those that hold what was typed."""
+    typed = name.strip("*").casefold()
+    nearness = {n: difflib.SequenceMatcher(None, n.casefold(), typed).ratio() for n in names}
+    best = max(nearness.values(), default=0.0)
+    near = sorted((n for n, value in nearness.items() if value >= max(0.5, best - 0.08)), key=lambda n: -nearness[n])
+    return (near or [n for n in names if len(typed) > 1 and typed in n.casefold()])[:3]
 
 
 class ModelError(UsageError):

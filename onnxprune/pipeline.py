@@ -25,13 +25,13 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune import account, decide
-from onnxprune.budget.allocate import Counts, by_ratio, by_target, resource
+from onnxprune.budget.allocate import BUDGETS, Counts, by_ratio, by_target, resource
 from onnxprune.calibration.repair import LayerRepair, Repair, repairable
 from onnxprune.calibration.samples import Samples, open_samples
 from onnxprune.compensation.least_squares import least_squares, match_moments
 from onnxprune.contract import ChannelPlan, Method
 from onnxprune.devices import Device, choose_device
-from onnxprune.errors import UnknownNameError, UsageError
+from onnxprune.errors import NothingToPruneError, UnknownNameError, UsageError
 from onnxprune.figures import SCHEMA, LatencyFigures, Report
 from onnxprune.graph import Graph, ModelFile, find, load, prepare
 from onnxprune.methods import create
@@ -43,7 +43,7 @@ from onnxprune.rewrite.save import check_target, save
 from onnxprune.runtime import Session
 from onnxprune.validation.accuracy import AccuracyMeter, as_labels
 from onnxprune.validation.deviation import measure
-from onnxprune.validation.gates import GateExpression, check_outputs, evaluate, parse
+from onnxprune.validation.gates import GateExpression, check_measured, check_outputs, evaluate, parse
 from onnxprune.validation.latency import time_models
 from onnxprune.version import __version__
 
@@ -145,6 +145,8 @@ def prune(
     request = _Request(method=method, ratio=ratio, target=target, budget=budget, align=align, repair=repair, reweigh=reweigh, seed=seed,
                        sequential=sequential, only=tuple(only), skip=tuple(skip), threads=threads, batch=batch,
                        options=dict(options or {}) | ({} if beta is None else {"beta": beta}), gates=tuple(parse(g) for g in gates))  # fmt: skip
+    for gate in request.gates:
+        check_measured(gate, labels=labels is not None, latency=latency)
     clock = _Clock()
     file = load(model)
     if output is not None:
@@ -205,6 +207,8 @@ class _Request:
             )
         if self.ratio is not None and not 0 <= self.ratio < 1:
             raise UsageError(f"a ratio of {self.ratio}", "it is the share of channels to remove, from 0 to less than 1")
+        if self.budget not in BUDGETS:
+            raise UnknownNameError("budget", self.budget, BUDGETS)
         if self.repair not in REPAIRS:
             raise UnknownNameError("repair", self.repair, REPAIRS)
 
@@ -248,6 +252,7 @@ class _Job:
             decisions = self._see(method)
         with self.clock.stage("decide"):
             counts = self._budget(decisions)
+            self._check_counts(decisions, counts)
             plans = decide.plans(method, decisions, counts, self.request.seed)
         alive = self.network.alive({name: plan.keep.numpy(force=True) for name, plan in plans.items()})
         with self.clock.stage("rewrite"):
@@ -260,6 +265,7 @@ class _Job:
             finish(made.model, self.graph, self._provenance(method))
             warnings = check_valid(made.model, self.graph.model)
         report = self._report(method, made, counts, decisions, done, left, difference, warnings)
+        report["warnings"] += account.shortfall(report["alignment"])
         with self.clock.stage("validate"):
             self._validate(made.model, report, labels, latency)
         return PruneResult(made.model, report, self.file.external)
@@ -284,6 +290,15 @@ class _Job:
         if kind == "latency":
             return self._by_latency(decisions, share)
         return by_target(self.request.budget, candidates, resource(self.network, kind), share)
+
+    def _check_counts(self, decisions: Sequence[decide.Decision], counts: Counts) -> None:
+        """Asked for something, got nothing: that is no result."""
+        choices = [d.candidate.choices for d in decisions]
+        if self.request.goal[1] < 1 and all(counts[c.group] == c.size for c in choices):
+            block = min(c.block for c in choices)
+            raise NothingToPruneError(
+                f"no group of channels is large enough to lose a block of {block}", "ask for more, or use a smaller --align"
+            )
 
     def _by_latency(self, decisions: Sequence[decide.Decision], share: float) -> Counts:
         """Measured, not modelled: bisect over the share of multiplications until the pruned model's time fits."""

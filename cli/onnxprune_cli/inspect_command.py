@@ -18,7 +18,7 @@ from onnxprune_cli.output import STDOUT, check_places, show, write_json
 @read.output_options
 def inspect(model: str, input_shapes: tuple[Any, ...], json_to: str | None, verbose: bool, quiet: bool) -> int:
     """Show what MODEL is made of, as pruning sees it: layers, groups of channels, pins with their reasons, MACs."""
-    check_places(json_to)
+    check_places(json_to, inputs=(model,))
     with redirect_stdout(sys.stderr):
         import onnxprune
         from onnxprune.report import inspection

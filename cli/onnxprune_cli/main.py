@@ -79,7 +79,7 @@ class DefaultGroup(click.Group):
         except click.ClickException as exc:
             context = getattr(exc, "ctx", None)
             hint = f" (see {context.command_path} --help)" if context else ""
-            _complain(f"{exc.format_message()}{hint}")
+            _complain(f"{_message(exc)}{hint}")
             code = exc.exit_code
         except (click.Abort, KeyboardInterrupt):
             click.echo("interrupted, nothing was written", err=True)
@@ -90,6 +90,14 @@ class DefaultGroup(click.Group):
 def _is_option_of(command: click.Command, word: str) -> bool:
     name = word.partition("=")[0].replace("_", "-") if word.startswith("--") else word[:2]
     return name == "--" or any(name in (*p.opts, *p.secondary_opts) for p in command.params if isinstance(p, click.Option))
+
+
+def _message(exc: click.ClickException) -> str:
+    """click's words; an unknown option with the nearest one only."""
+    if not isinstance(exc, click.NoSuchOption):
+        return exc.format_message().removesuffix(".")
+    near = difflib.get_close_matches(exc.option_name, exc.possibilities or (), n=1)
+    return f"no option {exc.option_name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
 def _complain(message: str) -> None:

@@ -19,7 +19,8 @@ def share(text: str) -> float:
     """A share that goes or is set apart: in [0, 1)."""
     value = _float(text)
     if not 0 <= value < 1:
-        raise click.BadParameter(f"{text} is not at least 0 and less than 1")
+        hint = f", write {value / 100:g}" if 1 < value < 100 else ""
+        raise click.BadParameter(f"{text} is not at least 0 and less than 1{hint}")
     return value
 
 
@@ -27,7 +28,15 @@ def _float(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise click.BadParameter(f"{text!r} is not a number") from None
+        raise click.BadParameter(f"{text!r} is not a number{_decimal(text)}") from None
+
+
+def _decimal(text: str) -> str:
+    """A hint for 40% and 0,4."""
+    percent = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text)
+    if percent:
+        return f", write {float(percent[1]) / 100:g}"
+    return f", write {text.replace(',', '.')}" if re.fullmatch(r"\d+,\d+", text) else ""
 
 
 def target(text: str) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -17,24 +19,40 @@ STDOUT = "-"
 PIPED_WIDTH = 120
 
 
-def check_places(*places: str | None) -> None:
-    """Refuse now what could not be written after an hour's work."""
-    from onnxprune.errors import SaveError
-
+def check_places(*places: str | None, inputs: Iterable[str | None] = ()) -> None:
+    """Refuse now what could not be written after an hour's work, or would overwrite an input or another result."""
+    taken = {os.path.realpath(name): f"{name} is an input, which is never overwritten" for name in inputs if name}
     for place in places:
         if place is None or place == STDOUT:
             continue
-        path = Path(place)
-        try:
-            exists = path.exists()
-            if path.is_dir():
-                raise SaveError(f"{place} is a folder", "name a file")
-            if not path.parent.is_dir():
-                raise SaveError(f"there is no folder {path.parent} for {path.name}", "make it first")
-        except OSError as exc:
-            raise SaveError(f"cannot write {place}: {exc.strerror}", "choose another place") from exc
-        if not os.access(path if exists else path.parent, os.W_OK):
-            raise SaveError(f"{place} may not be written", "choose another place")
+        _check_place(place)
+        real = os.path.realpath(place)
+        if real in taken:
+            raise click.UsageError(f"{taken[real]}; name another file")
+        if not Path(place).exists() or Path(place).is_file():
+            taken[real] = f"{place} was named for two results"
+
+
+def _check_place(place: str) -> None:
+    from onnxprune.errors import SaveError
+
+    path = Path(place)
+    try:
+        if path.is_dir():
+            raise SaveError(f"{place} is a folder", "name a file")
+        if not path.parent.is_dir():
+            raise SaveError(f"there is no folder {path.parent} for {path.name}", "make it first")
+        if path.exists():
+            writable = os.access(path, os.W_OK)
+        else:
+            writable = os.access(path.parent, os.W_OK)
+            # Permissions do not tell of read-only file systems and the like; a file without a name does.
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+    except OSError as exc:
+        raise SaveError(f"cannot write {place}: {exc.strerror}", "choose another place") from exc
+    if not writable:
+        raise SaveError(f"{place} may not be written", "choose another place")
 
 
 def show(draw: Callable[[Console], None], *, to_stderr: bool) -> None:
@@ -45,7 +63,7 @@ def show(draw: Callable[[Console], None], *, to_stderr: bool) -> None:
     # A pipe has no width: take one at which names of usual length stay whole.
     width = None if stream.isatty() or "COLUMNS" in os.environ else PIPED_WIDTH
     console = Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
-    with console.capture() as captured:
+    with _writing(stream), console.capture() as captured:
         draw(console)
     _write(stream, "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
@@ -92,17 +110,40 @@ def deliver(report: Mapping[str, Any], *, json_to: str | None, summary: str | No
 
 
 def _save(place: str, text: str) -> None:
+    """Whole or not at all, by one rename; what is no file (/dev/null, a pipe) is written to as it is."""
     from onnxprune.errors import SaveError
 
+    path = Path(place)
     try:
-        Path(place).write_text(text, "utf-8", errors="backslashreplace")
+        if path.exists() and not path.is_file():
+            path.write_text(text, "utf-8", errors="backslashreplace")
+            return
+        path = path.resolve()
+        temporary = path.with_name(f".{path.name[:64]}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(text, "utf-8", errors="backslashreplace")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as exc:
-        raise SaveError(f"cannot write {place}: {exc.strerror or exc}") from exc
+        raise SaveError(f"cannot write {place}: {exc.strerror or exc}", "choose another place") from exc
 
 
 def _write(stream: TextIO, text: str) -> None:
-    try:
+    with _writing(stream):
         click.echo(text, file=stream, nl=False)
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough. What Python flushes at exit must not complain again.
+
+
+@contextmanager
+def _writing(stream: TextIO) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        # What Python flushes at exit must not complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        # A reader that left (head, less) has seen enough.
+        if not isinstance(exc, BrokenPipeError):
+            from onnxprune.errors import SaveError
+
+            name = "stdout" if stream is sys.stdout else "stderr"
+            raise SaveError(f"cannot write to {name}: {exc.strerror}", "give it another place") from exc

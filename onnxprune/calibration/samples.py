@@ -13,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
+from onnxprune.calibration.fitting import fixed_batch
 from onnxprune.calibration.sources import InputSpec, Source, open_source, split
 from onnxprune.errors import DataError, ModelError
 from onnxprune.graph.load import ModelFile
@@ -24,12 +25,16 @@ FEWEST_BATCHES = 10
 
 @dataclass(frozen=True)
 class Samples:
-    """`calibration` is fitted to, `test` only looked at. `whole`: all of --data where the test part was held out of it."""
+    """`calibration` is fitted to, `test` only looked at. `whole`: all of --data where the test part was held out of it.
+
+    `cut`: --data may hold more than was used.
+    """
 
     calibration: Source
     test: Source
     whole: Source | None
     held_out: bool
+    cut: bool = False
 
     def batch(self, size: int) -> int:
         return max(1, min(size, self.calibration.count // FEWEST_BATCHES))
@@ -43,14 +48,16 @@ class Samples:
         return list(dict.fromkeys([*self.calibration.warnings, *self.test.warnings]))
 
     def labels(self, given: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Labels of the test part: given for it alone, or for all of --data, of which it was held out."""
-        if self.whole is not None and len(given) >= self.whole.count > self.test.count:
-            return given[self.test.numbers]
-        if len(given) < self.test.count:
-            raise DataError(
-                f"there are {len(given)} labels for {self.test.count} samples", "give one label per sample of the test data"
-            )
-        return given[self.test.numbers]
+        """Labels of the test part: given for --test-data, else for all of --data, of which the test part was held out."""
+        if not self.test.real:
+            raise DataError("there are labels, but the inputs are made-up noise", "give the samples, with --test-data or --data")
+        labelled = self.whole or self.test
+        # Where only the first of many samples are used, the labels may well be those of all.
+        if len(given) < labelled.count or (len(given) > labelled.count and not self.cut):
+            problem = f"there are {len(given)} labels for {labelled.count} samples ({labelled.label})"
+            raise DataError(problem, "give one label per sample")
+        exact = fixed_batch(self.test.inputs) or 1
+        return given[self.test.numbers[: self.test.count // exact * exact]]
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -82,13 +89,15 @@ def open_samples(
             int_high=valid_ids(graph),
         )
 
+    most = samples
     if test_data is not None:
         calibration, test, whole = opened(data, samples), opened(test_data, 1 << 60), None
     else:
         # The held-out part comes on top of what was asked for.
-        whole = opened(data, max(1, round(samples / (1 - held_out))))
+        most = max(1, round(samples / (1 - held_out)))
+        whole = opened(data, most)
         calibration, test = split(whole, held_out)
-    found = Samples(calibration, test, whole, test_data is None)
+    found = Samples(calibration, test, whole, test_data is None, whole is not None and whole.count == most)
     if not calibration.real:
         return graph, found
     sizes = {name: value.shape for name, value in next(calibration.batches(1)).items()}

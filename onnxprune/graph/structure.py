@@ -186,9 +186,13 @@ def _captured(node: onnx.NodeProto) -> set[str]:
 
 def _trial_sizes(graph: onnx.GraphProto, stored: set[str], asked: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
     names = {i.name for i in graph.input}
+    if list(asked) == [""] and len(names - stored) == 1:
+        # The name may be left out where only one can be meant.
+        asked = {next(iter(names - stored)): asked[""]}
     for name in asked:
         if name not in names - stored:
-            raise UsageError(f"the model has no input {name!r}", f"its inputs are: {', '.join(sorted(names - stored))}")
+            problem = f"the model has no input {name!r}" if name else "a shape without the name of its input"
+            raise UsageError(problem, f"the model's inputs are: {', '.join(sorted(names - stored))}")
     found: dict[str, tuple[int, ...]] = {}
     symbols: dict[str, int] = {}
     for value in graph.input:

@@ -54,7 +54,10 @@ def headline(report: Figures) -> str:
         parts.append(f"{1 - kept / channels:.2f} of the channels gone")
     macs = report["original"]["macs"], report["pruned"]["macs"]
     if macs[0]:
-        parts.append(f"{macs[1] / macs[0]:.2f} of the MACs left")
+        share = f"{macs[1] / macs[0]:.2f}"
+        parts.append(
+            f"{share} of the MACs left" if report.get("method") else f"the second has {share} times the MACs of the first"
+        )
     return ", ".join(parts)
 
 
@@ -157,4 +160,6 @@ def device_line(report: Figures) -> str:
 
 def deviation_remark(report: Figures) -> str:
     real = (report.get("data") or {}).get("real")
-    return "of the outputs, on noise: this is not accuracy" if real is False else "of the outputs, on held-out inputs"
+    if real is False:
+        return "of the outputs, on noise: this is not accuracy"
+    return "of the outputs, on held-out inputs" if report.get("method") else "of the outputs, on the same inputs"

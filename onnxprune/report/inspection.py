@@ -84,6 +84,7 @@ def _layers(found: Mapping[str, Any]) -> RenderableType:
     table.add_column("layer", overflow="fold")
     for layer in layers:
         share = units.percent(layer["macs"] / found["macs"]) if found["macs"] else units.UNDEFINED
+        share = "< 0.1 %" if share == "0.0 %" and layer["macs"] else share
         shapes = (_shape(layer["weight_shape"]), _shape(layer["output_shape"]))
         table.add_row(*shapes, units.count(layer["macs"]), share, layer["op"], Text(units.printable(layer["name"])))
     return titled("Layers", f"{len(layers)} with stored weights", table)

@@ -46,6 +46,8 @@ def change(original: float, pruned: float) -> str:
     """By how much it changed, in percent with its sign."""
     if not original:
         return UNDEFINED
+    if pruned >= 10 * original:
+        return f"{pruned / original:.0f} times"
     return f"{100 * (pruned / original - 1):+.1f} %" if pruned != original else "same"
 
 

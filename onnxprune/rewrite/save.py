@@ -59,6 +59,8 @@ def check_target(path: Path, source: Path | None) -> None:
         raise SaveError(f"{path} is the input", "name another file with -o; the input is never overwritten")
     if path.is_dir():
         raise SaveError(f"{path} is a folder", "name the file to write")
+    if path.exists() and not path.is_file():
+        raise SaveError(f"{path} is no regular file", "name the file to write")
     if not path.parent.is_dir():
         raise SaveError(f"the folder {path.parent} does not exist", "make it first, or name another place with -o")
     if not os.access(path.parent, os.W_OK):

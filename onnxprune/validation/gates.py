@@ -89,6 +89,15 @@ def check_outputs(gate: GateExpression, outputs: Iterable[str]) -> None:
         raise UnknownNameError("output", output, names)
 
 
+def check_measured(gate: GateExpression, *, labels: bool, latency: bool) -> None:
+    """An expression on what will not be measured would fail after all the work: refuse it before."""
+    figure = _ending(gate.figure) or gate.figure
+    if "accuracy" in figure.split(".")[0] and not labels:
+        raise UsageError(f"the gate {gate.text!r} needs labels", "give --labels, with the samples they belong to")
+    if not latency and (figure.startswith("latency") or figure.endswith(".latency_ms")):
+        raise UsageError(f"the gate {gate.text!r} needs latency", "leave --no-latency out")
+
+
 def evaluate(gates: Iterable[GateExpression], report: Mapping[str, Any]) -> list[Gate]:
     """Judge the report. A figure that it has not got a number for (accuracy without labels) fails its gate with value None."""
     return [_evaluate(gate, report) for gate in gates]

@@ -4,12 +4,12 @@ import importlib
 import json
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from onnxprune import contract, runtime
+from onnxprune import contract, methods, runtime
 from onnxprune.network import Group, Network, Pin
 
 NETWORK = Network(
@@ -57,8 +57,7 @@ def test_compare(run, library, model):
 def one_method(monkeypatch):
     option = contract.Option(0.5, "the share of luck [paper: lambda]")
     luck = SimpleNamespace(paper="Fortuna, On luck, 2020", target="channel", options={"share": option})
-    monkeypatch.setattr(contract, "METHODS", {"luck-channel": luck})
-    monkeypatch.setitem(sys.modules, "onnxprune.methods", ModuleType("onnxprune.methods"))
+    monkeypatch.setattr(methods, "known", lambda: {"luck-channel": luck})
 
 
 def test_methods(run, one_method):

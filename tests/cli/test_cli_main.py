@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -137,6 +138,7 @@ def test_interrupt_is_130_and_one_line(run, library, model):
 
 def test_interrupt_after_saving_says_where_the_model_is(run, library, model, monkeypatch):
     def interrupted(*args, **options):
+        Path("net.pruned.onnx").write_bytes(b"a model")
         raise KeyboardInterrupt
 
     monkeypatch.setattr("onnxprune_cli.prune_command.deliver", interrupted)
@@ -164,3 +166,16 @@ sys.exit(1)
     process.stderr.close()
     assert process.wait(60) == 1
     assert errors == ""
+
+
+def test_the_fake_library_takes_what_the_real_one_takes(library):
+    from inspect import signature
+
+    from onnxprune.comparison import compare
+    from onnxprune.pipeline import prune
+
+    for fake, real in ((library.prune, prune), (library.compare, compare)):
+        known = {name: p.default for name, p in signature(real).parameters.items()}
+        taken = {name: p.default for name, p in signature(fake).parameters.items()}
+        assert taken.keys() <= known.keys()
+        assert real is compare or taken == known

@@ -101,6 +101,13 @@ def test_target_instead_of_ratio(run, library, model):
         ("--ratio 0.4 -o no/such/folder.onnx", "there is no folder"),
         ("--ratio 0.4 --json no/such.json", "there is no folder"),
         ("--ratio 0.4 --summary .", "is a folder"),
+        ("--ratio 0.4 --json net.onnx", "net.onnx is an input, which is never overwritten"),
+        ("--ratio 0.4 --data d.npz --summary ./d.npz", "d.npz is an input"),
+        ("--ratio 0.4 --json r --summary ./r", "two results"),
+        ("--ratio 0.4 --json net.pruned.onnx", "two results"),
+        ("--ratio 40%", "write 0.4"),
+        ("--ratio 40", "write 0.4"),
+        ("--ratio 0,4", "write 0.4"),
     ],
 )
 def test_mistakes_are_found_before_any_work(run, library, model, args, message):
@@ -168,3 +175,16 @@ def test_passed_gates_are_0(run, library, model):
 def test_verbose_lists_every_group(run, library, model):
     assert "/layer1/layer1.0/conv1" not in run(model, "--ratio", "0.4").stdout
     assert "/layer1/layer1.0/conv1" in run(model, "--ratio", "0.4", "-v").stdout
+
+
+def test_a_place_that_is_no_file_stays_what_it_is(run, library, model, tmp_path):
+    assert run(model, "--ratio", "0.4", "-q", "--json", "/dev/null", "--summary", "/dev/null").exit_code == 0
+    assert Path("/dev/null").is_char_device()
+
+
+def test_figures_through_a_link_reach_the_file_behind_it(run, library, model, tmp_path):
+    (tmp_path / "real.json").write_text("old")
+    (tmp_path / "link.json").symlink_to("real.json")
+    assert run(model, "--ratio", "0.4", "-q", "--json", "link.json").exit_code == 0
+    assert json.loads((tmp_path / "real.json").read_text("utf-8"))["schema"] == 1
+    assert (tmp_path / "link.json").is_symlink()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any, Literal
@@ -10,10 +11,10 @@ from typing import Any, Literal
 import numpy as np
 from onnx import helper
 
-import onnxprune.graph.rules  # noqa: F401  (registers every operator)
-from onnxprune.graph.labels import Flow, walk
+from onnxprune.graph.labels import Flow
 from onnxprune.graph.structure import FLOATS, Graph
 from onnxprune.graph.surroundings import surroundings
+from onnxprune.graph.walk import walk
 from onnxprune.network import Axis, Bools, Group, Ints, Layer, Member, Network, Pin, Slot, Term
 
 
@@ -67,19 +68,25 @@ def _groups(slots: Sequence[Slot], layers: Sequence[Layer], pinned: Bools, count
     for c in np.flatnonzero(free)[np.argsort(first[free], kind="stable")]:
         found.setdefault(int(signature[c]), []).append(int(c))
     by_node = {layer.node: layer for layer in layers}
-    names: dict[str, int] = {}
-    groups = []
+    groups: dict[str, Group] = {}
     for ids in found.values():
         group = _group(np.array(ids, np.int64), slots, by_node, count)
-        names[group.name] = names.get(group.name, 0) + 1
-        groups.append(replace(group, name=f"{group.name}#{names[group.name]}") if names[group.name] > 1 else group)
-    return tuple(groups), loose
+        name = _unique(group.name, groups)
+        groups[name] = replace(group, name=name)
+    return tuple(groups.values()), loose
+
+
+def _unique(name: str, taken: Container[str]) -> str:
+    if name not in taken:
+        return name
+    return next(numbered for i in itertools.count(2) if (numbered := f"{name}#{i}") not in taken)
 
 
 def _group(ids: Ints, slots: Sequence[Slot], by_node: dict[int, Layer], count: int) -> Group:
     place = np.full(count, -1, np.int64)
     place[ids] = np.arange(len(ids))
     members, makers, readers = [], [], []
+    first = ""
     for number, slot in enumerate(slots):
         rows = place[slot.channels]
         hits = np.flatnonzero(rows >= 0)
@@ -88,6 +95,7 @@ def _group(ids: Ints, slots: Sequence[Slot], by_node: dict[int, Layer], count: i
         order = hits[np.argsort(rows[hits], kind="stable")]
         members.append(Member(number, order.reshape(len(ids), -1)))
         layer = by_node.get(slot.node)
+        first = first or (slot.parameter if slot.role == "makes" else "")
         if layer and slot.role == "makes":
             makers.append(layer.name)
         if layer and slot.role == "reads":
@@ -95,7 +103,15 @@ def _group(ids: Ints, slots: Sequence[Slot], by_node: dict[int, Layer], count: i
     ops = {by_node[slots[m.slot].node].op for m in members if slots[m.slot].node in by_node}
     spatial = any(op.startswith("Conv") for op in ops)
     kind: Literal["channel", "neuron"] = "channel" if spatial else "neuron"
-    return Group(makers[0], kind, ids, tuple(members), tuple(dict.fromkeys(makers)), tuple(dict.fromkeys(readers)), spatial)
+    return Group(
+        makers[0] if makers else first,
+        kind,
+        ids,
+        tuple(members),
+        tuple(dict.fromkeys(makers)),
+        tuple(dict.fromkeys(readers)),
+        spatial,
+    )
 
 
 def _pins(flow: Flow, channel: Ints, slots: Sequence[Slot], layers: Sequence[Layer], loose: Bools, count: int) -> tuple[Pin, ...]:

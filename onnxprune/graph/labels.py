@@ -41,7 +41,11 @@ class LabelledPin:
 
 
 class Flow:
-    """What is known while the walk goes on. Rules call its methods; nothing else changes it."""
+    """What is known while the walk goes on. Rules call its methods; nothing else changes it.
+
+    sizes   shape arithmetic that carries channel counts: entry i of a tensor counts the labels counted[sizes[tensor][i]];
+            -1 is a plain number
+    """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -51,6 +55,8 @@ class Flow:
         self.pins: list[LabelledPin] = []
         self.layers: list[Layer] = []
         self.ties: list[tuple[Ints, Ints]] = []
+        self.counted: list[Ints] = []
+        self.sizes: dict[str, Ints] = {}
 
     def fresh(self, count: int) -> Ints:
         """`count` new labels."""
@@ -164,27 +170,6 @@ def rule(*names: str, domain: str = "", resize: Resize | None = None, note: str 
 
 def operator(domain: str, name: str) -> Operator | None:
     return OPERATORS.get(("" if domain == "ai.onnx" else domain, name))
-
-
-def walk(graph: Graph) -> Flow:
-    """Apply the rule of every node, in order. An operator without a rule pins what it reads: safe by default."""
-    flow = Flow(graph)
-    for index, node in enumerate(graph.nodes):
-        if all(name in graph.constants for name in node.output if name) and node.output:
-            continue
-        found = operator(node.domain, node.op_type)
-        missing = [n for n in node.input if n and flow.labels(n) and flow.shape(n) is None]
-        if found is None or missing or any(o and o not in graph.shapes for o in node.output[:1]):
-            why = f"operator {node.op_type} has no rule" if found is None else f"the shape of {node.output[0]!r} is not known"
-            for name in node.input:
-                flow.pin_all(name, f"{why} (node {graph.label(index)!r})")
-            continue
-        found.flow(flow, index)
-    for name in graph.captured:
-        flow.pin_all(name, "read inside a subgraph")
-    for name in graph.outputs:
-        flow.pin_all(name, f"graph output {name!r}")
-    return flow
 
 
 def layer_geometry(graph: Graph, index: int, spatial_in: Sequence[int], kernel: Sequence[int]) -> Geometry:

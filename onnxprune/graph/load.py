@@ -178,5 +178,15 @@ def _check(model: onnx.ModelProto, name: str) -> list[str]:
             onnx.checker.check_model(model)
         except (onnx.checker.ValidationError, EncodeError, ValueError) as error:
             line = str(error).strip().splitlines()[0]
-            raise ModelError(f"{name} is not valid ONNX: {line}", "export it again, or ask its maker") from error
+            raise ModelError(f"{name} is not valid ONNX: {line.rstrip('. ')}", "export it again, or ask its maker") from error
+    newest = onnx.defs.onnx_opset_version()
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx") and entry.version > newest:
+            raise ModelError(
+                f"{name} uses opset {entry.version}, the installed onnx knows them up to {newest}",
+                "pip install -U onnx, or export it with an older opset",
+            )
+    for tensor in tensors(model):
+        if len(tensor.dims) > 1 and 0 in tensor.dims:
+            raise ModelError(f"weight {tensor.name!r} of {name} has the shape {list(tensor.dims)}", "export it with real sizes")
     return notes

@@ -5,8 +5,10 @@ Dynamic axes get trial sizes, so that every shape is a plain number and shape ar
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,9 @@ from onnxprune.graph import surgeon
 # Values with more elements than this are weights, not shape arithmetic.
 SMALL = 4096
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
+# Constant inputs, yet another value in every run.
+RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 
 @dataclass(frozen=True)
@@ -60,9 +65,18 @@ class Graph:
     opset: int
 
     def label(self, index: int) -> str:
-        """A node's name, or its first output where it has none."""
-        node = self.nodes[index]
-        return node.name or node.output[0]
+        """What a node is called: its name, or its first output where it has none or shares it. Never the same for two."""
+        return self._labels[index]
+
+    @cached_property
+    def _labels(self) -> tuple[str, ...]:
+        named = Counter(node.name for node in self.nodes)
+        found = []
+        for index, node in enumerate(self.nodes):
+            first = next((o for o in node.output if o), f"node {index}")
+            own = bool(node.name) and named[node.name] == 1 and self.producer.get(node.name, index) == index
+            found.append(node.name if own else first)
+        return tuple(found)
 
     def attribute(self, index: int, name: str, default: Any = None) -> Any:
         for attribute in self.nodes[index].attribute:
@@ -88,6 +102,14 @@ class Graph:
             outputs = [o for o in self.nodes[node].output if o in self.constants]
             found += [user for o in outputs for user in self.end_users(o)] if outputs else [(node, position)]
         return found
+
+    def exposed(self, parameter: str) -> bool:
+        """Whether others than nodes see a parameter, maybe under another name: as a graph output or inside a subgraph."""
+        if parameter in self.outputs or parameter in self.captured:
+            return True
+        return any(
+            o in self.constants and self.exposed(o) for n, _ in self.users.get(parameter, ()) for o in self.nodes[n].output
+        )
 
     def array(self, parameter: str) -> NDArray[Any]:
         return np.asarray(numpy_helper.to_array(self.parameters[parameter]))
@@ -127,13 +149,27 @@ def prepare(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None = 
         name
         for node in graph.nodes
         if not all(o in graph.constants for o in node.output if o)
-        for name in node.input
-        if name in graph.constants and graph.types.get(name) in FLOATS and graph.stored(name) is None
+        for position, name in enumerate(node.input)
+        if name in graph.constants and _to_fold(graph, node, position, name)
     }
     if not computed:
         return graph, 0
     folded = surgeon.fold(model, computed)
     return trace(model, sizes), len(folded)
+
+
+def _to_fold(graph: Graph, node: onnx.NodeProto, position: int, name: str) -> bool:
+    """Whether a constant input can only be cut once it is a parameter: it is computed, or layer weights of another rank."""
+    if name not in graph.producer or graph.types.get(name) not in FLOATS or _quantised(graph, name):
+        return False
+    stored = graph.stored(name)
+    return stored is None or (node.op_type in LAYERS and position < 2 and None in stored.axes)
+
+
+def _quantised(graph: Graph, name: str) -> bool:
+    """Folding quantised weights would make a float model of a quantised one."""
+    node = graph.nodes[graph.producer[name]] if name in graph.producer else None
+    return node is not None and (node.op_type == "DequantizeLinear" or any(_quantised(graph, n) for n in node.input if n))
 
 
 def trace(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None = None) -> Graph:
@@ -144,7 +180,7 @@ def trace(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None = No
     graph = model.graph
     parameters = {t.name: t for t in graph.initializer}
     for node in graph.node:
-        if node.op_type == "Constant" and node.domain in ("", "ai.onnx") and node.attribute[0].name == "value":
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx") and node.attribute and node.attribute[0].name == "value":
             parameters[node.output[0]] = node.attribute[0].t
     inputs = _trial_sizes(graph, set(parameters), sizes or {})
     users: dict[str, list[tuple[int, int]]] = {}
@@ -245,11 +281,16 @@ class _Facts:
         self.protos: dict[str, onnx.TypeProto] = {}
         self.values: dict[str, NDArray[Any]] = {}
         self.constants: set[str] = set(parameters)
+        self.functions = {(f.domain, f.name): f for f in model.functions}
+        self.declared = {v.name: v.type for v in [*model.graph.value_info, *model.graph.output]}
         elements = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}
         for name, tensor in parameters.items():
             self._type(name, tensor.data_type, tuple(tensor.dims))
             if int(np.prod(tensor.dims)) <= SMALL:
                 self.values[name] = np.asarray(numpy_helper.to_array(tensor))
+        for sparse in model.graph.sparse_initializer:
+            self._type(sparse.values.name, sparse.values.data_type, tuple(sparse.dims))
+            self.constants.add(sparse.values.name)
         for name, shape in inputs.items():
             self._type(name, elements[name], shape)
         for node in model.graph.node:
@@ -263,19 +304,35 @@ class _Facts:
         if all(name in self.shapes for name in node.output if name):
             return
         names = [name for name in node.input if name]
-        if (
-            node.op_type not in ("RandomNormal", "RandomUniform")
-            and all(n in self.constants for n in names)
-            and not _has_graph(node)
-        ):
+        if node.op_type not in RANDOM and all(n in self.constants for n in names) and not _has_graph(node):
             self.constants.update(o for o in node.output if o)
-        self._infer(node, names)
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        if all(name in self.protos for name in names) and domain in self.opsets:
+            if (domain, node.op_type) in self.functions:
+                self._infer_function(node, names)
+            elif defs.has(node.op_type, domain):
+                self._infer(node, names, domain)
+        for name in node.output:
+            if name and name not in self.shapes and name in self.declared:
+                self._learn(name, self.declared[name])
         self._evaluate(node, names)
 
-    def _infer(self, node: onnx.NodeProto, names: list[str]) -> None:
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        if not all(name in self.protos for name in names) or domain not in self.opsets or not defs.has(node.op_type, domain):
-            return
+    def _learn(self, name: str, proto: onnx.TypeProto) -> None:
+        tensor = proto.tensor_type
+        if tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim):
+            self._type(name, tensor.elem_type, tuple(d.dim_value for d in tensor.shape.dim))
+
+    def _infer_function(self, node: onnx.NodeProto, names: list[str]) -> None:
+        """A function of the model's own: ONNX infers through its body."""
+        outputs = [onnx.ValueInfoProto(name=o) for o in node.output if o]
+        inputs = [onnx.ValueInfoProto(name=n, type=self.protos[n]) for n in dict.fromkeys(names)]
+        small = helper.make_model(
+            helper.make_graph([node], "one", inputs, outputs), opset_imports=self.imports, functions=list(self.functions.values())
+        )
+        for value in shape_inference.infer_shapes(small).graph.output:
+            self._learn(value.name, value.type)
+
+    def _infer(self, node: onnx.NodeProto, names: list[str], domain: str) -> None:
         data = {name: numpy_helper.from_array(self.values[name], name) for name in names if name in self.values}
         types = {name: self.protos[name] for name in names}
         try:
@@ -290,9 +347,7 @@ class _Facts:
         except (shape_inference.InferenceError, RuntimeError, defs.SchemaError):
             return
         for name, proto in found.items():
-            tensor = proto.tensor_type
-            if tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim):
-                self._type(name, tensor.elem_type, tuple(d.dim_value for d in tensor.shape.dim))
+            self._learn(name, proto)
 
     def _evaluate(self, node: onnx.NodeProto, names: list[str]) -> None:
         """Compute the node if all it needs is known and small: this is how shape arithmetic is followed."""

@@ -12,8 +12,12 @@ from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.logger.logger import G_LOGGER, LoggerSuppress
 
 from onnxprune.errors import ModelError
+
+# Above all severities of graphsurgeon, which prints to stdout what our errors say better.
+SILENT = 100
 
 
 def is_sorted(graph: onnx.GraphProto) -> bool:
@@ -42,7 +46,8 @@ def sort(model: onnx.ModelProto, name: str) -> None:
     for index, node in enumerate(light.graph.node):
         node.name = str(index)
     try:
-        graph = gs.import_onnx(light).toposort(recurse_subgraphs=False)
+        with LoggerSuppress(G_LOGGER, SILENT):
+            graph = gs.import_onnx(light).toposort(recurse_subgraphs=False)
     except Exception as error:  # graphsurgeon raises its own GSGraphException or RecursionError on a cycle, by version
         raise ModelError(f"the graph of {name} has a cycle", "export it again: no runtime can order its nodes") from error
     nodes = [model.graph.node[int(node.name)] for node in graph.nodes]
@@ -58,7 +63,8 @@ def fold(model: onnx.ModelProto, wanted: set[str]) -> set[str]:
     """
     ancestors = _ancestors(model.graph, wanted)
     keep_out: Callable[[gs.Node], bool] = lambda node: not any(t.name in ancestors for t in node.outputs)  # noqa: E731
-    graph = gs.import_onnx(model).fold_constants(fold_shapes=False, recurse_subgraphs=False, should_exclude_node=keep_out)
+    with LoggerSuppress(G_LOGGER, SILENT):
+        graph = gs.import_onnx(model).fold_constants(fold_shapes=False, recurse_subgraphs=False, should_exclude_node=keep_out)
     folded: set[str] = set()
     for tensor in graph.tensors().values():
         if tensor.name in wanted and isinstance(tensor, gs.Constant):

@@ -5,7 +5,8 @@ Nodes are neither added nor removed, so that node i of the result is node i of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +17,8 @@ from onnx import helper, numpy_helper
 
 from onnxprune.graph import surgeon
 from onnxprune.graph.labels import operator
-from onnxprune.graph.structure import Graph
-from onnxprune.network import Bools, Ints, Network, Slot
+from onnxprune.graph.structure import Graph, Stored
+from onnxprune.network import Bools, Ints, Network
 
 Kept = dict[int, Ints]
 
@@ -54,7 +55,7 @@ def cut(graph: Graph, network: Network, alive: Bools) -> Cut:
         if found is not None and found.resize is not None and node.output[0] not in graph.constants:
             found.resize(edit, index)
     _restate_constant_reshapes(graph, plan, removed, edit)
-    _restate_shapes(graph, network, alive, model)
+    _restate_shapes(graph, network, alive, model, removed)
     return Cut(model, removed, renamed)
 
 
@@ -121,22 +122,32 @@ def _cut_parameter(
     """Cut in place if all users agree; otherwise each user that sees it cut gets a clone, and the others keep the original."""
     original = graph.parameters[name]
     signatures = {_signature(kept) for kept in users.values()}
-    if len(signatures) == 1 and name not in graph.outputs and name not in graph.captured:
+    if len(signatures) == 1 and not graph.exposed(name):
         kept = next(iter(users.values()))
         _store(parameters[name], original, _take(graph, name, kept))
         removed[name] = _gone(original, kept)
         _restate_input(model, name, kept)
         return
+    clones: dict[tuple[int, tuple[tuple[int, bytes], ...]], str] = {}
     for (node, position), kept in users.items():
         if not kept:
             continue
-        clone = f"{name}@{graph.label(node)}"
-        removed[clone] = _gone(original, kept)
-        value = _as_read(graph, graph.nodes[node].input[position], name, _take(graph, name, kept))
-        if clone not in parameters:
-            parameters[clone] = surgeon.add_initializer(model, numpy_helper.from_array(np.ascontiguousarray(value), clone))
-        model.graph.node[node].input[position] = clone
-        renamed[node, position] = clone
+        key = node, _signature(kept)
+        if key not in clones:
+            clones[key] = free_name(f"{name}@{graph.label(node)}", {*parameters, *graph.producer, *graph.inputs})
+            removed[clones[key]] = _gone(original, kept)
+            value = _as_read(graph, graph.nodes[node].input[position], name, _take(graph, name, kept))
+            tensor = numpy_helper.from_array(np.ascontiguousarray(value), clones[key])
+            parameters[clones[key]] = surgeon.add_initializer(model, tensor)
+        model.graph.node[node].input[position] = clones[key]
+        renamed[node, position] = clones[key]
+
+
+def free_name(name: str, taken: Container[str]) -> str:
+    """`name`, or with a number behind it where that is taken."""
+    if name not in taken:
+        return name
+    return next(numbered for i in itertools.count(2) if (numbered := f"{name}#{i}") not in taken)
 
 
 def _take(graph: Graph, name: str, kept: Kept) -> NDArray[Any]:
@@ -159,10 +170,15 @@ def _as_read(graph: Graph, tensor: str, parameter: str, value: NDArray[Any]) -> 
 
 
 def _store(target: onnx.TensorProto, original: onnx.TensorProto, value: NDArray[Any]) -> None:
-    doc = original.doc_string
+    """Other numbers; the name, the doc string and the metadata stay."""
+    doc, metadata = (
+        original.doc_string,
+        [onnx.StringStringEntryProto.FromString(e.SerializeToString()) for e in original.metadata_props],
+    )
     target.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), original.name))
     if doc:
         target.doc_string = doc
+    target.metadata_props.extend(metadata)
 
 
 def _gone(original: onnx.TensorProto, kept: Kept) -> dict[str, list[int]]:
@@ -196,12 +212,13 @@ class _Edit:
     def set_input(self, node: int, position: int, value: NDArray[Any]) -> None:
         """In place where this node alone reads a stored value, else a new initializer: others may need the old one."""
         name = self.graph.nodes[node].input[position]
-        if name in self._parameters and len(self.graph.users[name]) == 1 and name not in self.graph.outputs:
+        if name in self.graph.parameters and len(self.graph.users[name]) == 1 and not self.graph.exposed(name):
             kind = helper.tensor_dtype_to_np_dtype(self._parameters[name].data_type)
             _store(self._parameters[name], self.graph.parameters[name], value.astype(kind))
             return
-        new = f"{name}@{self.graph.label(node)}"
-        surgeon.add_initializer(self._model, numpy_helper.from_array(value.astype(np.int64), new))
+        new = free_name(f"{name}@{self.graph.label(node)}", {*self._parameters, *self.graph.producer, *self.graph.inputs})
+        tensor = numpy_helper.from_array(value.astype(np.int64), new)
+        self._parameters[new] = surgeon.add_initializer(self._model, tensor)
         self._model.graph.node[node].input[position] = new
 
     def set_attribute(self, node: int, name: str, value: Any) -> None:
@@ -228,26 +245,24 @@ def _restate_constant_reshapes(graph: Graph, plan: Mapping[str, Any], removed: M
         edit.set_input(index, 1, np.array(target, np.int64))
 
 
-def _restate_shapes(graph: Graph, network: Network, alive: Bools, model: onnx.ModelProto) -> None:
+def _restate_shapes(
+    graph: Graph, network: Network, alive: Bools, model: onnx.ModelProto, removed: Mapping[str, Mapping[str, list[int]]]
+) -> None:
     """Shapes recorded for activations follow the cut; all else about them stays."""
     for value in [*model.graph.value_info, *model.graph.output]:
         for axis, channels in network.tensor_channels.get(value.name, {}).items():
             dims = value.type.tensor_type.shape.dim
             if axis < len(dims) and dims[axis].HasField("dim_value"):
                 dims[axis].dim_value = int(alive[channels].sum())
-    slots: dict[str, list[Slot]] = {}
-    for slot in network.slots:
-        slots.setdefault(slot.parameter, []).append(slot)
     for value in model.graph.value_info:
-        _restate_constant(graph, slots, alive, value)
+        stored = graph.stored(value.name) if value.name in graph.constants else None
+        if stored is not None and stored.parameter in removed:
+            _restate_constant(stored, removed[stored.parameter], value)
 
 
-def _restate_constant(graph: Graph, slots: Mapping[str, list[Slot]], alive: Bools, value: onnx.ValueInfoProto) -> None:
-    """The same for value_info of constants behind Identity, Unsqueeze or Transpose."""
-    stored = graph.stored(value.name) if value.name in graph.constants else None
-    if stored is None or stored.parameter not in slots:
-        return
+def _restate_constant(stored: Stored, gone: Mapping[str, list[int]], value: onnx.ValueInfoProto) -> None:
+    """The same for value_info of a parameter that was cut in place, maybe behind Identity, Unsqueeze or Transpose."""
     dims = value.type.tensor_type.shape.dim
-    for slot in slots[stored.parameter]:
-        if slot.axis in stored.axes:
-            dims[stored.axes.index(slot.axis)].dim_value = int(alive[slot.channels].sum())
+    for axis, dim in zip(stored.axes, dims, strict=False):
+        if dim.HasField("dim_value"):
+            dim.dim_value -= len(gone.get(str(axis), []))

@@ -24,7 +24,7 @@ def masked_twin(graph: Graph, network: Network, alive: Bools) -> onnx.ModelProto
         if slot.role != "reads" or not len(dead):
             continue
         name = slot.parameter
-        if len(graph.end_users(name)) > 1 or name not in stored:
+        if len(graph.end_users(name)) > 1 or graph.exposed(name) or name not in stored:
             # One copy per reader: users of a shared weight may lose different channels.
             name = f"{slot.parameter}@{graph.label(slot.node)}@masked"
             if name not in stored:

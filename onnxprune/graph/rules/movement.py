@@ -6,13 +6,25 @@ from math import prod
 
 import numpy as np
 
+from onnxprune.graph import sizes
 from onnxprune.graph.labels import Flow, Resizer, rule
 from onnxprune.network import Ints
 
 
-@rule("Shape", "Size", "ConstantOfShape", "Range", note="sizes are read at run time and come out right by themselves")
-def sizes(flow: Flow, index: int) -> None:
-    """Shape arithmetic carries no channels: what it computes follows the pruned sizes at run time."""
+@rule("Shape", note="channel counts may be moved about and end in Reshape or Resize; computing with them: pinned")
+def shape(flow: Flow, index: int) -> None:
+    sizes.read(flow, index)
+
+
+@rule("Size", note="pinned: a number that changes with the channels")
+def size(flow: Flow, index: int) -> None:
+    name = flow.graph.nodes[index].input[0]
+    flow.pin_all(name, f"{flow.graph.label(index)!r} computes with the size of these channels")
+
+
+@rule("ConstantOfShape", "Range", note="carry no channels")
+def filled(flow: Flow, index: int) -> None:
+    """Nothing to say: channel counts that come in were pinned on the way."""
 
 
 @rule("Concat")
@@ -21,12 +33,11 @@ def concat(flow: Flow, index: int) -> None:
     node = graph.nodes[index]
     rank = len(graph.shapes[node.output[0]])
     along = graph.attribute(index, "axis", 1) % rank
-    names = [n for n in node.input if n]
     found: dict[int, Ints] = {}
     for axis in range(rank):
-        if not any(axis in flow.labels(n) for n in names):
+        if not any(axis in flow.labels(n) for n in node.input):
             continue
-        parts = [_concat_part(flow, index, n, axis) for n in names]
+        parts = [_concat_part(flow, index, position, axis) for position, name in enumerate(node.input) if name]
         if axis == along:
             found[axis] = np.concatenate(parts)
         else:
@@ -36,13 +47,14 @@ def concat(flow: Flow, index: int) -> None:
     flow.give(node.output[0], found)
 
 
-def _concat_part(flow: Flow, index: int, name: str, axis: int) -> Ints:
+def _concat_part(flow: Flow, index: int, position: int, axis: int) -> Ints:
     """Labels of one part; a constant part (zeros that widen a shortcut) can be cut like any parameter."""
     graph = flow.graph
+    name = graph.input(index, position)
     length = graph.shapes[name][axis]
     if name in graph.constants:
         labels = flow.fresh(length)
-        flow.parameter(index, list(graph.nodes[index].input).index(name), axis, "follows", labels)
+        flow.parameter(index, position, axis, "follows", labels)
         return labels
     return flow.need(name, axis, length, f"{graph.label(index)!r} joins it with channels, and it carries none")
 
@@ -157,6 +169,8 @@ def _resize_reshape(edit: Resizer, index: int) -> None:
     """A target that states the number of channels is stated anew; 0, -1 and targets that follow at run time stay as they are."""
     graph = edit.graph
     node = graph.nodes[index]
+    if node.input[1] not in graph.constants or node.input[1] not in graph.values:
+        return
     target = graph.values[node.input[1]].copy()
     changed = False
     for axis in range(len(target)):
@@ -172,13 +186,13 @@ def reshape(flow: Flow, index: int) -> None:
     graph = flow.graph
     node = graph.nodes[index]
     target = graph.values.get(graph.input(index, 1))
-    fixed = target is not None and (node.input[1] in graph.constants)
-    found = _blocks(flow, index)
     if target is None:
         flow.pin_all(node.input[0], f"the target of {graph.label(index)!r} is not known before a run")
+        sizes.pin_counts(flow, node.input[1], f"the target of {graph.label(index)!r} is not known before a run")
         return
-    for axis in [a for a in found if not fixed and target[a] > 0]:
-        flow.pin(found.pop(axis), node.input[0], f"the target of {graph.label(index)!r} is computed in the graph")
+    found = _blocks(flow, index)
+    if node.input[1] not in graph.constants:
+        sizes.settle(flow, index, node.input[1], {axis: axis for axis in range(len(target)) if target[axis] > 0}, found)
     flow.give(node.output[0], found)
 
 

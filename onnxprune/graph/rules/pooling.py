@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from onnxprune.graph import sizes
 from onnxprune.graph.labels import Flow, Resizer, rule
 
 POOLS = ("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool")
@@ -62,41 +63,37 @@ def _reduced_axes(flow: Flow, index: int, rank: int) -> set[int] | None:
 def _resize_sizes(edit: Resizer, index: int) -> None:
     """Resize may state the whole output shape, channels included."""
     graph = edit.graph
-    name = graph.input(index, 3)
-    kept = edit.kept(graph.nodes[index].output[0], 1)
-    if name and kept is not None and name in graph.constants:
-        sizes = graph.values[name].copy()
-        axes = graph.attribute(index, "axes") or list(range(len(sizes)))
-        rank = len(graph.shapes[graph.nodes[index].output[0]])
-        for i, axis in enumerate(axes):
-            if int(axis) % rank == 1:
-                sizes[i] = len(kept)
-        edit.set_input(index, 3, sizes)
+    output, name = graph.nodes[index].output[0], graph.input(index, 3)
+    if not name or name not in graph.constants:
+        return
+    stated, rank = graph.values[name].copy(), len(graph.shapes[output])
+    for entry, axis in enumerate(graph.attribute(index, "axes") or range(rank)):
+        kept = edit.kept(output, int(axis) % rank)
+        if kept is not None:
+            stated[entry] = len(kept)
+    if (stated != graph.values[name]).any():
+        edit.set_input(index, 3, stated)
 
 
 @rule(
     "Resize",
     "Upsample",
     resize=_resize_sizes,
-    note="not along the channels; sizes computed in the graph: pinned where they hold channels",
+    note="not along the channels; channel counts in computed sizes have to be those of the input",
 )
 def resize(flow: Flow, index: int) -> None:
     graph = flow.graph
     node = graph.nodes[index]
     before, after = graph.shapes[node.input[0]], graph.shapes[node.output[0]]
-    sizes = graph.input(index, 3) if node.op_type == "Resize" else ""
     found = {}
     for axis, labels in flow.labels(node.input[0]).items():
         if before[axis] != after[axis] or graph.attribute(index, "coordinate_transformation_mode", "") == "tf_crop_and_resize":
             flow.pin(labels, node.input[0], f"{graph.label(index)!r} resizes along these channels")
-        elif sizes and (sizes not in graph.constants or axis != 1) and axis in _stated_axes(flow, index):
-            flow.pin(labels, node.input[0], f"{graph.label(index)!r} takes its output shape from the graph")
         else:
             found[axis] = labels
+    asked = graph.input(index, 3) if node.op_type == "Resize" else ""
+    if asked and asked not in graph.constants:
+        rank = len(after)
+        axes = graph.attribute(index, "axes") or range(rank)
+        sizes.settle(flow, index, asked, {int(a) % rank: entry for entry, a in enumerate(axes)}, found)
     flow.give(node.output[0], found)
-
-
-def _stated_axes(flow: Flow, index: int) -> set[int]:
-    rank = len(flow.graph.shapes[flow.graph.nodes[index].output[0]])
-    axes = flow.graph.attribute(index, "axes") or range(rank)
-    return {int(a) % rank for a in axes}

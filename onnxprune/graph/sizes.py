@@ -1,0 +1,100 @@
+"""Channel counts on their way through shape arithmetic.
+
+`Shape` reads how many channels there are; after the cut it reads fewer. That is right where the number ends as the stated length
+of the same channels (the target of Reshape, the sizes of Resize), and wrong anywhere else: 1/sqrt(channels) would change its
+value. So counts are followed through the operators that only move numbers, and everything else that reads one pins its channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from onnx.reference import ReferenceEvaluator
+
+from onnxprune.graph.labels import Flow
+from onnxprune.network import Ints
+
+MOVE = {"Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze"}
+# Input of an operator that states lengths of its output: its rule looks at the counts itself.
+STATE = {"Reshape": 1, "Resize": 3}
+
+
+def read(flow: Flow, index: int) -> None:
+    """The rule of Shape."""
+    graph = flow.graph
+    node = graph.nodes[index]
+    rank = len(graph.shapes[node.input[0]])
+    counts = np.full(rank, -1, np.int64)
+    for axis, labels in flow.labels(node.input[0]).items():
+        counts[axis] = len(flow.counted)
+        flow.counted.append(labels)
+    counts = counts[slice(graph.attribute(index, "start", 0), graph.attribute(index, "end", rank))]
+    if (counts >= 0).any():
+        flow.sizes[node.output[0]] = counts
+
+
+def follow(flow: Flow, index: int) -> bool:
+    """Whether the node reads channel counts and does nothing but move them. One that computes with them pins their channels."""
+    node = flow.graph.nodes[index]
+    carrying = [position for position, name in enumerate(node.input) if name in flow.sizes]
+    if not carrying:
+        return False
+    if node.op_type in MOVE and node.domain in ("", "ai.onnx") and (carrying == [0] or node.op_type == "Concat"):
+        moved = _moved(flow, index)
+        if moved is not None:
+            flow.sizes[node.output[0]] = moved
+            return True
+    for position in carrying:
+        if STATE.get(node.op_type) != position:
+            pin_counts(flow, node.input[position], f"{flow.graph.label(index)!r} computes with the size of these channels")
+    return False
+
+
+def _moved(flow: Flow, index: int) -> Ints | None:
+    """Where every count went: the node itself is run on their numbers."""
+    graph, node = flow.graph, flow.graph.nodes[index]
+    if node.op_type in ("Cast", "Identity"):
+        return flow.sizes[node.input[0]]
+    inputs = {}
+    for position, name in enumerate(node.input):
+        if name in flow.sizes:
+            inputs[name] = flow.sizes[name]
+        elif name and node.op_type == "Concat" and name in graph.shapes:
+            inputs[name] = np.full(graph.shapes[name], -1, np.int64)
+        elif name and position and name in graph.values:
+            inputs[name] = graph.values[name]
+        elif name:
+            return None
+    opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in graph.model.opset_import}
+    try:
+        (found,) = ReferenceEvaluator(node, opsets=opsets).run(None, inputs)
+    except Exception:  # an operator form the evaluator lacks: then the counts are pinned instead
+        return None
+    return np.asarray(found, np.int64)
+
+
+def pin_counts(flow: Flow, tensor: str, reason: str) -> None:
+    """The channels counted in `tensor` may not go."""
+    for number in np.unique(flow.sizes.get(tensor, np.empty(0, np.int64))):
+        if number >= 0:
+            flow.pin(flow.counted[number], tensor, reason)
+
+
+def settle(flow: Flow, index: int, tensor: str, stated: Mapping[int, int], found: dict[int, Ints]) -> None:
+    """`tensor`, computed in the graph, states lengths of the output: entry stated[axis] that of `axis`.
+
+    An axis keeps its labels in `found` if that entry counts channels: these are tied to them, so that the number stays right. The
+    labels of other axes are pinned, and so are channels whose count is stated for an axis without labels.
+    """
+    counts = flow.sizes.get(tensor)
+    for axis, entry in stated.items():
+        counted = flow.counted[counts[entry]] if counts is not None and counts[entry] >= 0 else None
+        labels = found.get(axis)
+        if counted is not None and labels is not None and len(counted) == len(labels):
+            flow.tie(counted, labels)
+            continue
+        if labels is not None:
+            flow.pin(found.pop(axis), tensor, f"{flow.graph.label(index)!r} takes the number of these channels from the graph")
+        if counted is not None:
+            flow.pin(counted, tensor, f"{flow.graph.label(index)!r} uses the size of these channels for something else")

@@ -1,0 +1,215 @@
+"""Layers."""
+
+from __future__ import annotations
+
+from tests.graph.cases import CASES, Case, dense, ints, simple
+from tests.graph.nets import net, node, values
+
+for rank, size in ((1, (9,)), (2, (9, 9)), (3, (5, 5, 5))):
+    simple(
+        f"conv_{rank}d_strided_dilated",
+        [node("Conv", "a w b_", "b", name="mid", strides=[2] * rank, dilations=[2] * rank, pads=[2] * (2 * rank))],
+        {"w": values(8, 6, *(3,) * rank), "b_": values(8)},
+        {"first": 6, "mid": 8},
+        size=size,
+        reads=8,
+    )
+for pad_mode in ("SAME_UPPER", "SAME_LOWER", "VALID"):
+    simple(
+        f"conv_auto_pad_{pad_mode}",
+        [node("Conv", "a w", "b", name="mid", strides=[2, 2], auto_pad=pad_mode)],
+        {"w": values(8, 6, 3, 3)},
+        {"first": 6, "mid": 8},
+        reads=8,
+    )
+simple(
+    "conv_grouped",
+    [node("Conv", "a w b_", "b", name="mid", group=2)],
+    {"w": values(8, 3, 3, 3), "b_": values(8)},
+    {"first": 3, "mid": 4},
+    reads=8,
+)
+simple(
+    "conv_depthwise", [node("Conv", "a w b_", "b", name="mid", group=6)], {"w": values(6, 1, 3, 3), "b_": values(6)}, {"first": 6}
+)
+simple(
+    "conv_depthwise_multiplier",
+    [node("Conv", "a w b_", "b", name="mid", group=6)],
+    {"w": values(12, 1, 3, 3), "b_": values(12)},
+    {"first": 6},
+    reads=12,
+)
+simple("conv_1d_depthwise", [node("Conv", "a w", "b", name="mid", group=6)], {"w": values(6, 1, 3)}, {"first": 6}, size=(9,))
+simple(
+    "conv_weight_behind_unsqueeze",
+    [node("Unsqueeze", "w ax", "wu"), node("Conv", "a wu", "b", name="mid")],
+    {"w": values(8, 6, 1), "ax": ints(3)},
+    {"first": 6, "mid": 8},
+    reads=8,
+)
+simple(
+    "conv_weight_behind_reshape",
+    [node("Reshape", "w to", "wu"), node("Conv", "a wu", "b", name="mid")],
+    {"w": values(8, 6), "to": ints(8, 6, 1, 1)},
+    {"first": 6, "mid": 8},
+    reads=8,
+)
+
+simple(
+    "conv_transpose",
+    [node("ConvTranspose", "a w b_", "b", name="mid", strides=[2, 2], pads=[1, 1, 1, 1], output_padding=[1, 1])],
+    {"w": values(6, 8, 3, 3), "b_": values(8)},
+    {"first": 6, "mid": 8},
+    reads=8,
+)
+simple(
+    "conv_transpose_auto_pad",
+    [node("ConvTranspose", "a w", "b", name="mid", strides=[2, 2], auto_pad="SAME_UPPER")],
+    {"w": values(6, 8, 3, 3)},
+    {"first": 6, "mid": 8},
+    reads=8,
+)
+simple(
+    "conv_transpose_output_shape",
+    [node("ConvTranspose", "a w", "b", name="mid", strides=[2, 2], output_shape=[15, 15])],
+    {"w": values(6, 8, 3, 3)},
+    {"first": 6, "mid": 8},
+    reads=8,
+)
+simple(
+    "conv_transpose_grouped",
+    [node("ConvTranspose", "a w b_", "b", name="mid", group=2)],
+    {"w": values(6, 4, 3, 3), "b_": values(8)},
+    {"first": 3, "mid": 4},
+    reads=8,
+)
+simple(
+    "conv_transpose_depthwise",
+    [node("ConvTranspose", "a w b_", "b", name="mid", group=6, strides=[2, 2])],
+    {"w": values(6, 1, 3, 3), "b_": values(6)},
+    {"first": 6},
+)
+simple(
+    "conv_transpose_depthwise_multiplier",
+    [node("ConvTranspose", "a w b_", "b", name="mid", group=6)],
+    {"w": values(6, 2, 3, 3), "b_": values(12)},
+    {"first": 6},
+    reads=12,
+)
+simple(
+    "conv_transpose_1d",
+    [node("ConvTranspose", "a w", "b", name="mid", strides=[2])],
+    {"w": values(6, 8, 3)},
+    {"first": 6, "mid": 8},
+    reads=8,
+    size=(9,),
+)
+
+
+for t1, t2 in ((0, 1), (1, 0)):
+    CASES[f"gemm_trans_{t1}_{t2}"] = dense(
+        [
+            node("Gemm", "x w1 b1", "h", name="one", transB=t1, alpha=0.5, beta=2.0),
+            node("Tanh", "h", "t"),
+            node("Gemm", "t w2 b2", "y", name="two", transB=t2),
+        ],
+        {"w1": values(*((7, 5) if t1 else (5, 7))), "b1": values(7), "w2": values(*((4, 7) if t2 else (7, 4))), "b2": values(4)},
+        {"one": 7},
+    )
+for form, bias in {"scalar": values(), "one": values(1), "row": values(1, 7), "vector": values(7)}.items():
+    CASES[f"gemm_bias_{form}"] = dense(
+        [node("Gemm", "x w1 b1", "h", name="one"), node("Relu", "h", "t"), node("Gemm", "t w2", "y", name="two")],
+        {"w1": values(5, 7), "b1": bias, "w2": values(7, 4)},
+        {"one": 7},
+    )
+CASES["gemm_bias_of_another_layer"] = dense(
+    [node("MatMul", "x w0", "c", name="zero"), node("Gemm", "x w1 c", "h", name="one"), node("Gemm", "h w2", "y", name="two")],
+    {"w0": values(5, 7), "w1": values(5, 7), "w2": values(7, 4)},
+    {"zero": 7},
+)
+CASES["gemm_transposed_input"] = lambda: Case(
+    net(
+        [node("MatMul", "x w1", "h", name="one"), node("Gemm", "h w2", "y", name="two", transA=1)],
+        {"w1": values(5, 7), "w2": values(3, 4)},
+        {"x": [3, 5]},
+    ),
+    {},
+    (("h", "reads it transposed"),),
+)
+CASES["matmul_right"] = dense(
+    [node("MatMul", "x w1", "h", name="one"), node("Relu", "h", "t"), node("MatMul", "t w2", "y", name="two")],
+    {"w1": values(5, 7), "w2": values(7, 4)},
+    {"one": 7},
+    shape=("N", 3, 5),
+)
+CASES["matmul_left"] = dense(
+    [node("MatMul", "w1 x", "h", name="one"), node("Relu", "h", "t"), node("MatMul", "w2 t", "y", name="two")],
+    {"w1": values(7, 5), "w2": values(4, 7)},
+    {"one": 7},
+    shape=("N", 5, 3),
+)
+CASES["matmul_add_bias"] = dense(
+    [
+        node("MatMul", "x w1", "h", name="one"),
+        node("Add", "b1 h", "s"),
+        node("Relu", "s", "t"),
+        node("MatMul", "t w2", "z", name="two"),
+        node("Add", "z b2", "y"),
+    ],
+    {"w1": values(5, 7), "b1": values(7), "w2": values(7, 4), "b2": values(4)},
+    {"one": 7},
+)
+CASES["matmul_weight_transposed_in_the_graph"] = dense(
+    [
+        node("Transpose", "w1", "w1t", perm=[1, 0]),
+        node("MatMul", "x w1t", "h", name="one"),
+        node("Transpose", "w2", "w2t"),
+        node("MatMul", "h w2t", "y", name="two"),
+    ],
+    {"w1": values(7, 5), "w2": values(4, 7)},
+    {"one": 7},
+)
+CASES["matmul_of_a_vector"] = lambda: Case(
+    net(
+        [
+            node("ReduceMean", "x", "v", axes=[0], keepdims=0),
+            node("MatMul", "v w1", "h", name="one"),
+            node("MatMul", "h w2", "y", name="two"),
+        ],
+        {"w1": values(5, 7), "w2": values(7, 4)},
+        {"x": ["N", 5]},
+    ),
+    {"one": 7},
+)
+CASES["matmul_of_two_activations"] = dense(
+    [
+        node("MatMul", "x w1", "q", name="q_"),
+        node("MatMul", "x w2", "k", name="k_"),
+        node("Transpose", "k", "kt", perm=[0, 2, 1]),
+        node("MatMul", "q kt", "y", name="qk"),
+    ],
+    {"w1": values(5, 7), "w2": values(5, 7)},
+    {},
+    (("q", "two activations"), ("kt", "two activations")),
+    shape=("N", 3, 5),
+)
+CASES["layers_of_constants_alone"] = dense(
+    [node("MatMul", "c w0", "cw", name="zero"), node("Gemm", "x w1 cw", "h", name="one"), node("Gemm", "h w2", "y", name="two")],
+    {"c": values(1, 3), "w0": values(3, 7), "w1": values(5, 7), "w2": values(7, 4)},
+    {"one": 7},
+)
+CASES["gemm_of_a_constant_input"] = dense(
+    [node("Gemm", "x w1", "h", name="one"), node("Gemm", "c w2 h", "y", name="two")],
+    {"w1": values(5, 7), "c": values(1, 3), "w2": values(3, 7)},
+    {},
+    (("h", "computed at run time"),),
+)
+CASES["conv_weight_at_run_time"] = lambda: Case(
+    net(
+        [node("Conv", "x w1", "a", name="first"), node("Conv", "a k", "y", name="dynamic")],
+        {"w1": values(6, 3, 1, 1)},
+        {"x": ["N", 3, 4, 4], "k": [2, 6, 1, 1]},
+    ),
+    {},
+    (("a", "computed at run time"),),
+)

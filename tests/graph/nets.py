@@ -1,0 +1,259 @@
+"""Small hand-built nets, and the yardstick of the rule tests: removed == masked, where the masking knows nothing of our labels.
+
+The yardstick takes from a cut only the positions it says it removed from each weight, and puts a 0/1 mask (a Mul node) in front
+of every layer of the original that reads those positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxprune.graph.find import find
+from onnxprune.graph.structure import prepare
+from onnxprune.rewrite.cut import Cut, cut
+
+F32 = TensorProto.FLOAT
+
+
+def values(*shape: int, seed: int = 0, low: float = -1.0, high: float = 1.0) -> np.ndarray:
+    """Uniform numbers that depend on shape and seed alone."""
+    return np.random.default_rng([seed, *shape]).uniform(low, high, shape).astype(np.float32)
+
+
+def node(op: str, inputs: str, outputs: str, **attributes: Any) -> onnx.NodeProto:
+    """`node("Conv", "x w", "y")`; a dash is an input left out. `name` and `domain` are passed on."""
+    return helper.make_node(op, ["" if n == "-" else n for n in inputs.split()], outputs.split(), **attributes)
+
+
+def net(
+    nodes: Sequence[onnx.NodeProto],
+    weights: Mapping[str, np.ndarray],
+    inputs: Mapping[str, Sequence[Any]],
+    outputs: Sequence[str] = ("y",),
+    *,
+    opset: int = 17,
+    ir: int = 8,
+    kind: int = F32,
+    output_kind: int | None = None,
+    imports: Mapping[str, int] | None = None,
+    **graph_fields: Any,
+) -> onnx.ModelProto:
+    """A checked model. Outputs get the shapes that ONNX infers; before IR 4 initializers are listed as inputs."""
+    tensors = [numpy_helper.from_array(np.asarray(v), k) for k, v in weights.items()]
+    listed = [helper.make_tensor_value_info(k, kind, list(v)) for k, v in inputs.items()]
+    if ir < 4:
+        listed += [helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in tensors]
+    outs = [helper.make_tensor_value_info(n, kind if output_kind is None else output_kind, None) for n in outputs]
+    graph = helper.make_graph(list(nodes), "net", listed, outs, tensors, **graph_fields)
+    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(d, v) for d, v in (imports or {}).items())]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=ir)
+    found = onnx.shape_inference.infer_shapes(model, data_prop=True).graph.output
+    for output, inferred in zip(model.graph.output, found, strict=True):
+        output.type.CopyFrom(inferred.type)
+        output.type.tensor_type.shape.SetInParent()
+    onnx.checker.check_model(model)
+    return model
+
+
+def conv_net(
+    middle: Sequence[onnx.NodeProto],
+    weights: Mapping[str, np.ndarray] | None = None,
+    *,
+    channels: int = 6,
+    reads: int | None = None,
+    size: Sequence[Any] = (8, 8),
+    reader: str = "Conv",
+    **fields: Any,
+) -> onnx.ModelProto:
+    """x -> Conv 'first' -> a, the nodes of `middle` make b of a, b -> Conv (or flat Gemm) 'last' -> y. `reads`: channels of b."""
+    rank = len(size)
+    reads = channels if reads is None else reads
+    own = {"w1": values(channels, 3, *(3,) * rank), "b1": values(channels, seed=1)}
+    nodes = [node("Conv", "x w1 b1", "a", name="first", pads=[1] * (2 * rank)), *middle]
+    if reader == "Conv":
+        own["w2"] = values(4, reads, *(1,) * rank, seed=2)
+        nodes.append(node("Conv", "b w2", "y", name="last"))
+    else:
+        own["w2"] = values(4, reads, seed=2)
+        nodes.append(node("Gemm", "b w2", "y", name="last", transB=1))
+    return net(nodes, own | dict(weights or {}), {"x": ["N", 3, *size]}, **fields)
+
+
+def session(model: onnx.ModelProto) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def feeds(model: onnx.ModelProto, batch: int, seed: int = 0, open_size: int = 9) -> dict[str, np.ndarray]:
+    """Uniform inputs; an open first axis gets `batch`, other open axes `open_size`."""
+    found = {}
+    for port in session(model).get_inputs():
+        shape = [n if isinstance(n, int) else (batch if a == 0 else open_size) for a, n in enumerate(port.shape)]
+        kind = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(bool)": bool}[
+            port.type
+        ]
+        found[port.name] = (values(*shape, seed=seed) > 0) if kind is bool else values(*shape, seed=seed).astype(kind)
+    return found
+
+
+def run(model: onnx.ModelProto, given: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    return session(model).run(None, dict(given))
+
+
+def half(network, seed: int, only: str | None = None, share: float = 0.5) -> dict[str, np.ndarray]:
+    """group -> a random choice of about half of its channels to keep (never none, never all where there are two)."""
+    rng = np.random.default_rng(seed)
+    chosen = {}
+    for group in network.groups:
+        if only in (None, group.name):
+            count = min(max(round(group.size * (1 - share)), 1), max(group.size - 1, 1))
+            chosen[group.name] = np.sort(rng.permutation(group.size)[:count])
+    return chosen
+
+
+def pruned(model: onnx.ModelProto, seed: int = 0, only: str | None = None, share: float = 0.5):
+    """(graph, network, cut) after a random half of every group went. `model` is left alone."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph, _ = prepare(copy)
+    network = find(graph)
+    return graph, network, cut(graph, network, network.alive(half(network, seed, only, share)))
+
+
+def _stored(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    tensors = {t.name: t for t in model.graph.initializer}
+    for n in model.graph.node:
+        if n.op_type == "Constant" and n.attribute[0].name == "value":
+            tensors[n.output[0]] = n.attribute[0].t
+    return tensors
+
+
+def arrays(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {name: numpy_helper.to_array(t) for name, t in _stored(model).items()}
+
+
+def _entry(
+    model: onnx.ModelProto, n: onnx.NodeProto, name: str, removed: Mapping[str, Any]
+) -> tuple[Mapping[str, Any] | None, bool]:
+    """What went from the weight that a node reads as `name`, and whether that weight stands transposed behind `name`."""
+    producer, turned = {o: p for p in model.graph.node for o in p.output}, False
+    while True:
+        for key in (f"{name}@{n.name}", f"{name}@{n.output[0]}", name):
+            if key in removed:
+                return removed[key], turned
+        p = producer.get(name)
+        if p is None or p.op_type not in ("Identity", "Cast", "Transpose", "Reshape", "Unsqueeze"):
+            return None, False
+        turned ^= p.op_type == "Transpose"
+        name = p.input[0]
+
+
+def _weight_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Shapes of constants, computed ones included, as ONNX infers them."""
+    shapes = {name: value.shape for name, value in arrays(model).items()}
+    constants = set(shapes)
+    for n in model.graph.node:
+        if n.op_type != "Constant" and all(i in constants for i in n.input if i):
+            constants.update(n.output)
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph.value_info
+    return shapes | {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in inferred if v.name in constants}
+
+
+def masked(model: onnx.ModelProto, removed: Mapping[str, Mapping[str, Sequence[int]]]) -> onnx.ModelProto:
+    """The original with 0/1 masks in front of the layers that read removed positions."""
+    twin, shapes = onnx.ModelProto(), _weight_shapes(model)
+    twin.CopyFrom(model)
+    del twin.graph.node[:]
+    for number, original in enumerate(model.graph.node):
+        reading = onnx.NodeProto()
+        reading.CopyFrom(original)
+        found = _gone(model, original, shapes, removed)
+        if found is not None:
+            position, mask = found
+            tensor = numpy_helper.from_array(mask, f"mask_{number}")
+            twin.graph.initializer.append(tensor)
+            if twin.ir_version < 4:
+                twin.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, mask.shape))
+            twin.graph.node.append(helper.make_node("Mul", [original.input[position], tensor.name], [f"masked_{number}"]))
+            reading.input[position] = f"masked_{number}"
+        twin.graph.node.append(reading)
+    return twin
+
+
+def _attribute(n: onnx.NodeProto, name: str, default: Any) -> Any:
+    return next((helper.get_attribute_value(a) for a in n.attribute if a.name == name), default)
+
+
+def _gone(
+    model: onnx.ModelProto, n: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]], removed: Any
+) -> tuple[int, np.ndarray] | None:
+    """(input with the activation, mask over it) of one node of the original."""
+    if n.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        return None
+    left = n.op_type == "MatMul" and n.input[1] not in shapes
+    weight = n.input[0 if left else 1]
+    entry, turned = _entry(model, n, weight, removed)
+    if entry is None or n.output[0] in shapes:
+        return None
+    inner = {"Conv": 1, "ConvTranspose": 0, "Gemm": int(_attribute(n, "transB", 0)), "MatMul": int(left)}[n.op_type]
+    shape, group = shapes[weight], _attribute(n, "group", 1)
+    if group > 1 and (shape[1] == 1 if n.op_type == "Conv" else shape[0] == group):
+        return None  # depthwise: what it computes of a removed channel is read, masked, by the next layer
+    mask = np.ones(
+        shape[inner], np.float16 if model.graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT16 else np.float32
+    )
+    mask[list(entry.get(str(1 - inner if turned else inner), []))] = 0
+    mask = np.tile(mask, group) if n.op_type == "Conv" else mask
+    behind = len(shape) - 2 if n.op_type.startswith("Conv") else int(left)
+    return int(left), mask.reshape([-1] + [1] * behind)
+
+
+def check(model: onnx.ModelProto, made: Cut, *, batches: Sequence[int] = (1, 3), tolerance: float = 1e-4, **sizes: int) -> None:
+    """The pruned model is valid, runs, equals the masked original, and its weights are the original's at the kept positions."""
+    small = made.model
+    onnx.checker.check_model(small, full_check=True)
+    onnx.shape_inference.infer_shapes(small, check_type=True, strict_mode=True, data_prop=True)
+    assert made.removed, "nothing was removed"
+    twin = masked(model, made.removed)
+    ours, theirs = session(small), session(twin)
+    for batch in batches:
+        given = feeds(model, batch, seed=batch, **sizes)
+        for name, got, expected in zip(
+            [o.name for o in model.graph.output], ours.run(None, given), theirs.run(None, given), strict=True
+        ):
+            assert got.shape == expected.shape, name
+            scale = max(float(np.abs(expected.astype(np.float64)).max(initial=0)), 1e-6)
+            assert np.isfinite(expected.astype(np.float64)).all(), "the yardstick itself is not finite"
+            assert float(np.abs(got.astype(np.float64) - expected.astype(np.float64)).max(initial=0)) <= tolerance * scale, name
+    check_weights(model, made)
+
+
+def check_weights(model: onnx.ModelProto, made: Cut) -> None:
+    """What was removed is stated truly, and everything else is as it was, bit for bit."""
+    before, after = arrays(model), arrays(made.model)
+    for name, axes in made.removed.items():
+        source = name if name in before else name.split("@")[0]
+        if source not in before:
+            continue  # it was computed from constants
+        expected = before[source]
+        for axis, gone in axes.items():
+            assert gone, f"{name} axis {axis} is listed without any position"
+            expected = np.delete(expected, gone, axis=int(axis))
+        got = after[name]
+        assert got.dtype == expected.dtype
+        assert got.size == expected.size
+        assert np.array_equal(got, expected) or np.array_equal(got, expected.T.reshape(got.shape))
+    was, now = _stored(model), _stored(made.model)
+    constants = _weight_shapes(model)
+    folded = {i for n in model.graph.node if n.output[0] in constants for i in n.input}
+    for name in set(was) - set(made.removed) - (folded - set(now)):
+        if before[name].dtype.kind == "f" or before[name].size == 0:
+            assert now[name].SerializeToString() == was[name].SerializeToString(), name

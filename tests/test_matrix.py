@@ -126,7 +126,11 @@ def test_a_cut_depthwise_layer_has_a_group_for_each_channel_left(name):
     keep = torch.tensor([0, 2])
     left = weight.unflatten(0, (x.shape[1], times))[keep].flatten(0, 1)
     assert group_count(one, tuple(left.shape)) == 2
-    y = torch.nn.functional.conv2d(x[:, keep], left, None, one.geometry.strides, one.geometry.pads[:2], 1, 2) if times > 1 else None
+    y = (
+        torch.nn.functional.conv2d(x[:, keep], left, None, one.geometry.strides, one.geometry.pads[:2], 1, 2)
+        if times > 1
+        else None
+    )
     if y is not None:
         torch.testing.assert_close(apply(one, left, x[:, keep]), outputs(one, y, None), atol=1e-5, rtol=1e-5)
     whole = apply(one, weight, x).unflatten(1, (x.shape[1], times))[:, keep].flatten(1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from onnxprune.errors import UsageError
 from onnxprune.network import Group
@@ -45,7 +46,7 @@ def choices(group: Group, align: str | int, floor: float, widest: int) -> Choice
             A number holds for every group.
     floor   smallest share of the group that must stay
     """
-    block = int(align) if align != "auto" else _block(group, widest)
+    block = _block(group, widest) if align == "auto" else int(align) if str(align).isdecimal() else 0
     if block < 1:
         raise UsageError(f"--align {align} is no block size", "give 'auto' or a number from 1")
     lowest = max(1, -(-int(group.size * floor) // block) * block) if block > 1 else max(1, round(group.size * floor))
@@ -64,7 +65,7 @@ def settle(options: Sequence[Choices], wanted: Sequence[float]) -> list[int]:
     """Round wanted counts to allowed ones so that their sum is met as closely as possible.
 
     Every group starts at its nearest count; then single groups move one step, those that move least out of their way first,
-    as long as the sum comes nearer.
+    as long as the sum comes nearer; at last several groups may move together, by one step each.
     """
     kept = [choice.nearest(w) for choice, w in zip(options, wanted, strict=True)]
     total = sum(wanted)
@@ -79,6 +80,24 @@ def settle(options: Sequence[Choices], wanted: Sequence[float]) -> list[int]:
                 if nearer > 1e-9:
                     moves.append((abs(new - wanted[i]) - abs(kept[i] - wanted[i]), -nearer, i, new))
         if not moves:
-            return kept
+            return _together(options, wanted, kept)
         _, _, i, new = min(moves)
         kept[i] = new
+
+
+def _together(options: Sequence[Choices], wanted: Sequence[float], kept: Sequence[int]) -> list[int]:
+    """Of all ways to move groups by one step each, the one whose sum is nearest; of several the one with the least detours."""
+    gap = sum(kept) - sum(wanted)
+    reach = 2 * max(abs(gap), 1) + max((a - b for o in options for a, b in pairwise(o.counts)), default=0)
+    ways: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}  # change of the sum so far -> (detours, counts)
+    for choice, want, now in zip(options, wanted, kept, strict=True):
+        at, found = choice.counts.index(now), dict[int, tuple[float, tuple[int, ...]]]()
+        for new in choice.counts[max(at - 1, 0) : at + 2]:
+            for change, (detours, counts) in ways.items():
+                way = detours + abs(new - want) - abs(now - want), (*counts, new)
+                total = change + new - now
+                if abs(total) <= reach and (total not in found or way < found[total]):
+                    found[total] = way
+        ways = found
+    nearest = min(abs(gap + change) for change in ways)
+    return list(min(way for change, way in ways.items() if abs(gap + change) <= nearest + 1e-9)[1])

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.budget.alignment import Choices, settle
 from onnxprune.errors import UnknownNameError, UsageError
-from onnxprune.network import Cost, Network
+from onnxprune.network import Axis, Network, Term
 
 Floats = NDArray[np.float64]
 Counts = dict[str, int]
 BUDGETS = ("auto", "uniform", "global")
-Measure = Callable[[Counts], float]
 
 
 @dataclass(frozen=True)
@@ -36,24 +34,53 @@ class Candidate:
         return self.choices.group
 
 
-def resource(network: Network, kind: str) -> Measure:
-    """What is rationed, as a share of the whole: 'channels', 'macs', 'params' or 'bytes'."""
-    whole = network.cost()
-    if kind == "channels":
-        total = sum(g.size for g in network.groups)
-        return lambda kept: sum(kept.values()) / total
+class Resource:
+    """What is rationed: a sum of products of kept counts. Called with counts it gives the share that is left of the whole."""
 
-    def measure(kept: Counts) -> float:
-        return _amount(network.cost(kept), kind) / max(_amount(whole, kind), 1)
+    def __init__(self, full: Mapping[str, int], terms: Sequence[tuple[int, Term]]) -> None:
+        """full: the counts when nothing goes; terms: (weight, term), of which the resource is the sum."""
+        self.full = dict(full)
+        self._terms = terms
+        self._of: dict[str, list[tuple[int, Term]]] = {name: [] for name in full}
+        self._near: dict[str, set[str]] = {name: {name} for name in full}
+        for weight, term in terms:
+            groups = {name for axis in term.axes for name in axis.per_channel}
+            for name in groups:
+                self._of[name].append((weight, term))
+                self._near[name] |= groups
+        self.whole = max(self.amount(self.full), 1)
 
-    return measure
+    def __call__(self, kept: Mapping[str, int]) -> float:
+        return self.amount(self.full | dict(kept)) / self.whole
+
+    def amount(self, kept: Mapping[str, int]) -> int:
+        """kept: a count for every group."""
+        return sum(weight * term.value(kept) for weight, term in self._terms)
+
+    def saved(self, kept: Mapping[str, int], name: str, count: int) -> int:
+        """How much less there is when one group goes from kept[name] to `count`; only the terms with this group are computed."""
+        new = {**kept, name: count}
+        return sum(weight * (term.value(kept) - term.value(new)) for weight, term in self._of[name])
+
+    def near(self, name: str) -> set[str]:
+        """The groups whose savings depend on how many channels this one keeps."""
+        return self._near[name]
 
 
-def _amount(cost: Cost, kind: str) -> int:
-    found = {"macs": cost.macs, "params": cost.parameters, "bytes": cost.bytes}
-    if kind not in found:
-        raise UnknownNameError("target", kind, [*found, "latency"])
-    return found[kind]
+def resource(network: Network, kind: str) -> Resource:
+    """'channels', 'macs', 'params' or 'bytes' of a network."""
+    match kind:
+        case "channels":
+            terms = [(1, Term(g.name, 1, (Axis(0, {g.name: 1}),))) for g in network.groups]
+        case "macs":
+            terms = [(1, term) for term in network.mac_terms]
+        case "params":
+            terms = [(1, term) for term in network.parameter_terms]
+        case "bytes":
+            terms = [(network.element_bytes[term.name], term) for term in network.parameter_terms]
+        case _:
+            raise UnknownNameError("target", kind, ["channels", "macs", "params", "bytes", "latency"])
+    return Resource(network.full(), terms)
 
 
 def by_ratio(budget: str, candidates: Sequence[Candidate], ratio: float) -> Counts:
@@ -66,14 +93,14 @@ def by_ratio(budget: str, candidates: Sequence[Candidate], ratio: float) -> Coun
     if budget not in BUDGETS:
         raise UnknownNameError("budget", budget, BUDGETS)
     if budget == "auto" and all(c.loss is not None for c in candidates):
-        total = sum(c.choices.size for c in candidates)
-        return _greedy(candidates, lambda kept: sum(kept.values()) / total, 1 - ratio, exact=False)
+        terms = [(1, Term(c.name, 1, (Axis(0, {c.name: 1}),))) for c in candidates]
+        return _Descent(candidates, Resource({c.name: c.choices.size for c in candidates}, terms)).to(1 - ratio, exact=False)
     wanted = _global_counts(candidates, ratio) if budget == "global" else [c.choices.size * (1 - ratio) for c in candidates]
     kept = settle([c.choices for c in candidates], wanted)
     return {c.name: k for c, k in zip(candidates, kept, strict=True)}
 
 
-def by_target(budget: str, candidates: Sequence[Candidate], measure: Measure, share: float) -> Counts:
+def by_target(budget: str, candidates: Sequence[Candidate], measure: Resource, share: float) -> Counts:
     """The mildest counts for which `measure` is at most `share`.
 
     Raises UsageError where even the floors of all groups leave more.
@@ -82,10 +109,10 @@ def by_target(budget: str, candidates: Sequence[Candidate], measure: Measure, sh
     if measure(least) > share:
         raise UsageError(
             f"a share of {share:g} cannot be reached: {measure(least):.3f} is left when every group is at its floor",
-            "ask for more",
+            "ask for a larger share",
         )
     if budget == "auto" and all(c.loss is not None for c in candidates):
-        return _greedy(candidates, measure, share, exact=True)
+        return _Descent(candidates, measure).to(share, exact=True)
     low, high = 0.0, 1.0
     for _ in range(24):
         middle = (low + high) / 2
@@ -94,9 +121,13 @@ def by_target(budget: str, candidates: Sequence[Candidate], measure: Measure, sh
 
 
 def _global_counts(candidates: Sequence[Candidate], ratio: float) -> list[float]:
+    """The lowest scores of all go, down to each group's floor; of equal ones those that are low in their own group, so that a
+    method that finds all channels alike prunes all groups alike.
+    """
     scores = [c.scores / max(float(c.scores.mean()), 1e-30) for c in candidates]
+    places = [np.argsort(np.argsort(s, kind="stable"), kind="stable") / len(s) for s in scores]
     owner = np.concatenate([np.full(len(s), i) for i, s in enumerate(scores)])
-    order = np.argsort(np.concatenate(scores), kind="stable")
+    order = np.lexsort((np.concatenate(places), np.concatenate(scores)))
     room = np.array([c.choices.size - c.choices.counts[-1] for c in candidates])
     gone = np.zeros(len(candidates), np.int64)
     left = round(ratio * len(owner))
@@ -107,70 +138,67 @@ def _global_counts(candidates: Sequence[Candidate], ratio: float) -> list[float]
     return [float(c.choices.size - g) for c, g in zip(candidates, gone, strict=True)]
 
 
-def _greedy(candidates: Sequence[Candidate], measure: Measure, share: float, *, exact: bool) -> Counts:
+class _Descent:
     """Take the step with the least loss per resource saved, again and again, until the share is met.
 
     Losses are replaced by their lower convex hull first, so that a dear first step does not hide cheap ones behind it. The last
     step usually saves too much: afterwards whatever can be given back without exceeding the share is, dearest loss first.
-    exact: the share must not be exceeded; otherwise the nearer of the two sides is taken.
     """
-    hulls = {c.name: _hull(c) for c in candidates}
-    steps = {c.name: c.choices.counts for c in candidates}
-    at = dict.fromkeys(steps, 0)
-    kept = {name: counts[0] for name, counts in steps.items()}
-    now = measure(kept)
-    while now > share + 1e-12:
-        name = _cheapest(steps, hulls, at, kept, now, measure)
-        if name is None:
-            return kept
-        at[name] += 1
-        before, kept = kept, kept | {name: steps[name][at[name]]}
-        after = measure(kept)
-        if not exact and abs(before_share := now - share) < abs(after - share) and before_share >= 0:
-            return before
-        now = after
-    return _give_back(steps, hulls, at, kept, measure, share)
 
+    def __init__(self, candidates: Sequence[Candidate], resource: Resource) -> None:
+        self._resource = resource
+        self._hulls = {c.name: _hull(c) for c in candidates}
+        self._steps = {c.name: c.choices.counts for c in candidates}
+        self._at = dict.fromkeys(self._steps, 0)
+        self._kept = resource.full | {name: counts[0] for name, counts in self._steps.items()}
+        self._left = resource.amount(self._kept)
+        self._prices: dict[str, float] = {}
 
-def _cheapest(
-    steps: Mapping[str, Sequence[int]],
-    hulls: Mapping[str, Floats],
-    at: Mapping[str, int],
-    kept: Counts,
-    now: float,
-    measure: Measure,
-) -> str | None:
-    best, choice = inf, None
-    for name, counts in steps.items():
-        i = at[name]
-        if i + 1 == len(counts):
-            continue
-        saved = now - measure(kept | {name: counts[i + 1]})
-        price = (hulls[name][i + 1] - hulls[name][i]) / max(saved, 1e-15)
-        if price < best:
-            best, choice = price, name
-    return choice
+    def to(self, share: float, *, exact: bool) -> Counts:
+        """exact: the share must not be exceeded; otherwise the nearer of the two sides is taken."""
+        limit = share * self._resource.whole + 1e-9 * self._resource.whole
+        above: tuple[int, Counts] | None = None
+        while self._left > limit:
+            name = self._cheapest()
+            if name is None:
+                return self._counts()
+            above = self._left, self._counts()
+            self._move(name, 1)
+        self._give_back(limit)
+        if above is not None and not exact and above[0] - limit < limit - self._left:
+            return above[1]
+        return self._counts()
 
+    def _counts(self) -> Counts:
+        return {name: self._kept[name] for name in self._steps}
 
-def _give_back(
-    steps: Mapping[str, Sequence[int]],
-    hulls: Mapping[str, Floats],
-    at: dict[str, int],
-    kept: Counts,
-    measure: Measure,
-    share: float,
-) -> Counts:
-    while True:
-        gains = []
-        for name, counts in steps.items():
-            i = at[name]
-            if i and measure(kept | {name: counts[i - 1]}) <= share + 1e-12:
-                gains.append((hulls[name][i] - hulls[name][i - 1], name))
-        if not gains:
-            return kept
-        _, name = max(gains)
-        at[name] -= 1
-        kept = kept | {name: steps[name][at[name]]}
+    def _cheapest(self) -> str | None:
+        for name, counts in self._steps.items():
+            if name not in self._prices and self._at[name] + 1 < len(counts):
+                i = self._at[name]
+                saved = self._resource.saved(self._kept, name, counts[i + 1])
+                self._prices[name] = float(self._hulls[name][i + 1] - self._hulls[name][i]) / max(saved, 1e-9)
+        return min(self._prices, key=lambda name: self._prices[name], default=None)
+
+    def _move(self, name: str, by: int) -> None:
+        """Go `by` steps along the counts of a group; the prices that this changes are forgotten."""
+        self._at[name] += by
+        count = self._steps[name][self._at[name]]
+        self._left -= self._resource.saved(self._kept, name, count)
+        self._kept[name] = count
+        for other in self._resource.near(name):
+            self._prices.pop(other, None)
+
+    def _give_back(self, limit: float) -> None:
+        while True:
+            gains = []
+            for name, counts in self._steps.items():
+                i = self._at[name]
+                if i and self._left - self._resource.saved(self._kept, name, counts[i - 1]) <= limit:
+                    gains.append((float(self._hulls[name][i] - self._hulls[name][i - 1]), name))
+            if not gains:
+                return
+            self._move(max(gains)[1], -1)
 
 
 def _hull(candidate: Candidate) -> Floats:

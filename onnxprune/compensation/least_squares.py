@@ -164,32 +164,50 @@ def match_moments(fit: Regression, held: Regression, weight: Tensor, bias: Tenso
     covariance = xx[:, :-1, :-1] - mean[:, :, None] * mean[:, None, :]
     now = torch.einsum("goi,gij,goj->go", w0, covariance, w0).clamp(min=1e-20)
     wanted = (tt - target**2).clamp(min=0)
-    scale = (wanted / now).sqrt().clamp(0.25, 4.0) if free_bias else torch.ones_like(b0)
+    still = now <= 1e-9 * (wanted.mean() + now.mean())  # rounding alone: nothing to scale
+    scale = torch.ones_like(b0)
+    if free_bias:
+        scale = torch.where(still, scale, (wanted / now).sqrt().clamp(0.25, 4.0))
     new = w0 * scale[..., None]
     shift = target - torch.einsum("goi,gi->go", new, mean) if free_bias else b0
     judge = held if held.count else fit
     return Repaired(new, shift, judge.error(w0, b0), judge.error(new, shift), None)
 
 
-def errors_by_count(covariance: Tensor, weights: Sequence[Tensor], order: Tensor, damping: float = 0.01) -> Tensor:
-    """What a reader loses if it keeps the first m inputs of `order` and is refitted: (inputs + 1,), entry m for m = 0 ... inputs.
+class RefitLosses:
+    """What a reader loses when inputs leave and it is refitted, for any number of orders in which they leave.
 
     The least-squares loss of removing the set R is tr(W_R (P_RR)^-1 W_R^T) with P = covariance^-1 (damped). One Cholesky
     factorisation of P in the order of removal gives it for every R at once: the leading blocks of a Cholesky factor are nested.
 
-    covariance (inputs, inputs); weights: one (inputs, n) for every kernel position and output; order: inputs, the best first.
+    covariance (inputs, inputs); weights (inputs, n), n over outputs and kernel positions.
     """
-    removal = order.flip(0)
-    system = covariance + damping * covariance.diagonal().mean().clamp(min=1e-12) * torch.eye(
-        len(covariance), dtype=covariance.dtype, device=covariance.device
-    )
-    precision = torch.cholesky_inverse(torch.linalg.cholesky(system))
-    factor, info = torch.linalg.cholesky_ex(precision[removal][:, removal])
-    if int(info):
-        diagonal = torch.cat([w**2 for w in weights], 1).sum(1) * covariance.diagonal()
-        steps = diagonal[removal]
-    else:
-        stacked = torch.cat([w.to(covariance.dtype) for w in weights], 1)[removal]
-        steps = (torch.linalg.solve_triangular(factor, stacked, upper=False) ** 2).sum(1)
-    lost = torch.cat([steps.new_zeros(1), steps.cumsum(0)])
-    return lost.flip(0)
+
+    def __init__(self, covariance: Tensor, weights: Tensor, damping: float = 0.01) -> None:
+        ridge = damping * covariance.diagonal().mean().clamp(min=1e-12)
+        unit = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+        factor, info = torch.linalg.cholesky_ex(covariance + ridge * unit)
+        # Samples that are all alike leave nothing but rounding errors, of either sign.
+        while int(info) and bool(torch.isfinite(ridge)):
+            ridge = ridge * 10
+            factor, info = torch.linalg.cholesky_ex(covariance + ridge * unit)
+        self.variance = covariance.diagonal()
+        self.precision = torch.cholesky_inverse(factor)
+        wide = weights.to(covariance.dtype)
+        # Only W W^T matters: a triangular factor of it is never wider than the number of inputs.
+        self.weights = torch.linalg.qr(wide.T, mode="r").R.T if wide.shape[1] > wide.shape[0] else wide
+
+    def in_order(self, order: Tensor) -> Tensor:
+        """(len(order) + 1,): entry m is the loss when the first m of `order` stay. Inputs not in `order` stay anyway."""
+        removal = order.flip(0)
+        factor, info = torch.linalg.cholesky_ex(self.precision[removal][:, removal])
+        if int(info):
+            steps = (self.weights[removal] ** 2).sum(1) * self.variance[removal]
+        else:
+            steps = (torch.linalg.solve_triangular(factor, self.weights[removal], upper=False) ** 2).sum(1)
+        return torch.cat([steps.new_zeros(1), steps.cumsum(0)]).flip(0)
+
+
+def errors_by_count(covariance: Tensor, weights: Sequence[Tensor], order: Tensor, damping: float = 0.01) -> Tensor:
+    """RefitLosses for one order of all inputs: (inputs + 1,). weights: (inputs, n) for each of several readers or positions."""
+    return RefitLosses(covariance, torch.cat([w.to(covariance.dtype) for w in weights], 1), damping).in_order(order)

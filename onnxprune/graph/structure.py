@@ -188,7 +188,7 @@ def trace(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None = No
     for index, node in enumerate(graph.node):
         for position, name in enumerate(node.input):
             users.setdefault(name, []).append((index, position))
-        captured |= _captured(node)
+        captured |= surgeon.captured(node)
     facts = _Facts(model, parameters, inputs)
     return Graph(
         model=model,
@@ -205,19 +205,6 @@ def trace(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None = No
         constants=frozenset(facts.constants),
         opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1),
     )
-
-
-def _captured(node: onnx.NodeProto) -> set[str]:
-    """Names that the subgraphs of a node take from outside."""
-    found: set[str] = set()
-    for attribute in node.attribute:
-        for sub in [*([attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else []), *attribute.graphs]:
-            own = {i.name for i in sub.input} | {t.name for t in sub.initializer}
-            for inner in sub.node:
-                found |= ({n for n in inner.input if n} | _captured(inner)) - own
-                own |= set(inner.output)
-            found |= {o.name for o in sub.output} - own
-    return found
 
 
 def _trial_sizes(graph: onnx.GraphProto, stored: set[str], asked: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:

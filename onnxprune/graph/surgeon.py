@@ -1,12 +1,13 @@
-"""What onnx-graphsurgeon does for us - topological order, folding, clean-up - with its losses made good.
+"""Order, folding and clean-up of a graph; constants are folded by onnx-graphsurgeon, with its losses made good.
 
 A round trip through graphsurgeon drops the metadata and doc strings of nodes and model, some value_info and all quantization
-annotations. So only its *decision* is taken over (which nodes, in which order, which constants) and written into the
+annotations. So only its *decision* is taken over (which nodes, which constants) and written into the
 original protobuf, which keeps everything else as it was.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable
 from typing import Any
 
@@ -21,37 +22,38 @@ SILENT = 100
 
 
 def is_sorted(graph: onnx.GraphProto) -> bool:
-    """Whether every node comes after those that produce its inputs."""
+    """Whether every node comes after those that produce what it reads."""
     produced_later = {name for node in graph.node for name in node.output if name}
     for node in graph.node:
-        if any(name in produced_later for name in node.input):
+        if any(name in produced_later for name in reads(node)):
             return False
         produced_later.difference_update(node.output)
     return True
 
 
-def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without weights: enough for questions of order, and cheap to import."""
-    light = onnx.ModelProto()
-    light.CopyFrom(model)
-    for tensor in light.graph.initializer:
-        keep = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0])
-        tensor.CopyFrom(keep)
-    return light
-
-
 def sort(model: onnx.ModelProto, name: str) -> None:
-    """Bring the nodes of `model` into topological order, in place. Raises ModelError where there is a cycle."""
-    light = _skeleton(model)
-    for index, node in enumerate(light.graph.node):
-        node.name = str(index)
-    try:
-        with LoggerSuppress(G_LOGGER, SILENT):
-            graph = gs.import_onnx(light).toposort(recurse_subgraphs=False)
-    except Exception as error:  # graphsurgeon raises its own GSGraphException or RecursionError on a cycle, by version
-        raise ModelError(f"the graph of {name} has a cycle", "export it again: no runtime can order its nodes") from error
-    nodes = [model.graph.node[int(node.name)] for node in graph.nodes]
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    """Bring the nodes of `model` into topological order, in place, moving as few as possible. Raises ModelError on a cycle.
+
+    Not by graphsurgeon: it recurses, and takes a chain of some hundred nodes in reverse for a cycle.
+    """
+    nodes = list(model.graph.node)
+    producer = {output: index for index, node in enumerate(nodes) for output in node.output if output}
+    waiting = [{producer[n] for n in reads(node) if n in producer} for node in nodes]
+    readers: dict[int, list[int]] = {}
+    for index, sources in enumerate(waiting):
+        for source in sources:
+            readers.setdefault(source, []).append(index)
+    ready = [index for index, sources in enumerate(waiting) if not sources]
+    order = []
+    while ready:
+        order.append(heapq.heappop(ready))
+        for reader in readers.get(order[-1], ()):
+            waiting[reader].discard(order[-1])
+            if not waiting[reader]:
+                heapq.heappush(ready, reader)
+    if len(order) < len(nodes):
+        raise ModelError(f"the graph of {name} has a cycle", "export it again: no runtime can order its nodes")
+    copies = [onnx.NodeProto.FromString(nodes[index].SerializeToString()) for index in order]
     del model.graph.node[:]
     model.graph.node.extend(copies)
 
@@ -61,6 +63,7 @@ def fold(model: onnx.ModelProto, wanted: set[str]) -> set[str]:
 
     Only the nodes that compute them are folded; nodes that nothing reads any more leave. Returns what was folded.
     """
+    wanted = {o for node in model.graph.node if wanted & set(node.output) for o in node.output if o}
     ancestors = _ancestors(model.graph, wanted)
     keep_out: Callable[[gs.Node], bool] = lambda node: not any(t.name in ancestors for t in node.outputs)  # noqa: E731
     with LoggerSuppress(G_LOGGER, SILENT):
@@ -70,7 +73,8 @@ def fold(model: onnx.ModelProto, wanted: set[str]) -> set[str]:
         if tensor.name in wanted and isinstance(tensor, gs.Constant):
             add_initializer(model, onnx.numpy_helper.from_array(tensor.values, tensor.name))
             folded.add(tensor.name)
-    _drop(model.graph.node, lambda node: bool(set(node.output) & folded))
+    needed = _read(model.graph) - folded
+    _drop(model.graph.node, lambda node: bool(set(node.output) & folded) and not set(node.output) & needed)
     clean(model, {name for name in ancestors if name not in folded})
     return folded
 
@@ -91,7 +95,7 @@ def clean(model: onnx.ModelProto, candidates: set[str]) -> None:
     """
     graph = model.graph
     while True:
-        read = {name for node in graph.node for name in _reads(node)} | {o.name for o in graph.output}
+        read = _read(graph)
         if not _drop_makers(graph, {name for name in candidates if name not in read}):
             return
 
@@ -113,15 +117,26 @@ def _drop(field: Any, unwanted: Callable[[Any], bool]) -> int:
     return len(doomed)
 
 
-def _reads(node: onnx.NodeProto) -> list[str]:
+def _read(graph: onnx.GraphProto) -> set[str]:
+    return {name for node in graph.node for name in reads(node)} | {o.name for o in graph.output}
+
+
+def reads(node: onnx.NodeProto) -> list[str]:
     """Names a node reads, those captured by its subgraphs included."""
-    names = list(node.input)
+    return [*node.input, *captured(node)]
+
+
+def captured(node: onnx.NodeProto) -> set[str]:
+    """Names that the subgraphs of a node take from outside."""
+    found: set[str] = set()
     for attribute in node.attribute:
-        for sub in [attribute.g, *attribute.graphs]:
+        for sub in [*([attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else []), *attribute.graphs]:
+            own = {i.name for i in sub.input} | {t.name for t in sub.initializer}
             for inner in sub.node:
-                names += _reads(inner)
-            names += [o.name for o in sub.output]
-    return names
+                found |= ({n for n in inner.input if n} | captured(inner)) - own
+                own |= set(inner.output)
+            found |= {o.name for o in sub.output} - own
+    return found
 
 
 def _ancestors(graph: onnx.GraphProto, wanted: set[str]) -> set[str]:

@@ -42,6 +42,7 @@ def net(
     kind: int = F32,
     output_kind: int | None = None,
     imports: Mapping[str, int] | None = None,
+    functions: Sequence[onnx.FunctionProto] = (),
     **graph_fields: Any,
 ) -> onnx.ModelProto:
     """A checked model. Outputs get the shapes that ONNX infers; before IR 4 initializers are listed as inputs."""
@@ -52,7 +53,7 @@ def net(
     outs = [helper.make_tensor_value_info(n, kind if output_kind is None else output_kind, None) for n in outputs]
     graph = helper.make_graph(list(nodes), "net", listed, outs, tensors, **graph_fields)
     opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(d, v) for d, v in (imports or {}).items())]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=ir)
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=ir, functions=functions)
     found = onnx.shape_inference.infer_shapes(model, data_prop=True).graph.output
     for output, inferred in zip(model.graph.output, found, strict=True):
         output.type.CopyFrom(inferred.type)

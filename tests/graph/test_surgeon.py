@@ -75,7 +75,7 @@ def conditional() -> onnx.ModelProto:
         shape = helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, None)
         return helper.make_graph([node(op, "h w", f"{name}_out")], name, [], [shape])
 
-    model = net(
+    return net(
         [
             node("Relu", "x", "h", name="first"),
             node("ReduceMax", "h", "m", keepdims=0),
@@ -85,7 +85,6 @@ def conditional() -> onnx.ModelProto:
         {"w": values(3)},
         {"x": ["N", 3]},
     )
-    return model
 
 
 def test_what_a_subgraph_reads_counts_in_the_order():

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
 
@@ -31,7 +32,7 @@ from onnxprune.calibration.samples import Samples, open_samples
 from onnxprune.compensation.least_squares import least_squares, match_moments
 from onnxprune.contract import ChannelPlan, Method
 from onnxprune.devices import Device, choose_device
-from onnxprune.errors import NothingToPruneError, UnknownNameError, UsageError
+from onnxprune.errors import ModelError, NothingToPruneError, UnknownNameError, UsageError
 from onnxprune.figures import SCHEMA, LatencyFigures, Report
 from onnxprune.graph import Graph, ModelFile, find, load, prepare
 from onnxprune.methods import create
@@ -274,6 +275,7 @@ class _Job:
         """Evidence, scores and losses of every group that may be pruned."""
         request = self.request
         groups = decide.select(self.network, method, request.only, request.skip)
+        self._check_weights()
         evidence = decide.gather(
             self.graph, self.network, groups, method, self.samples.calibration, weigh=request.budget == "auto", batch=self.samples.batch(request.batch),
             device=self.device, seed=request.seed, progress=self.progress,
@@ -281,6 +283,12 @@ class _Job:
         return decide.judge(
             self.graph, self.network, groups, method, evidence, align=request.align, seed=request.seed, device=self.device
         )
+
+    def _check_weights(self) -> None:
+        for layer in self.network.layers:
+            if not bool(np.isfinite(self.graph.array(layer.weight).astype(np.float32, copy=False)).all()):
+                problem = f"weight {layer.weight!r} of layer {layer.name!r} holds NaN or infinity"
+                raise ModelError(problem, "train or export it again")
 
     def _budget(self, decisions: Sequence[decide.Decision]) -> Counts:
         kind, share = self.request.goal

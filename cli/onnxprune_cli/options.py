@@ -19,7 +19,7 @@ def share(text: str) -> float:
     """A share that goes or is set apart: in [0, 1)."""
     value = _float(text)
     if not 0 <= value < 1:
-        hint = f", write {value / 100:g}" if 1 < value < 100 else ""
+        hint = f", write {value / 100:g}" if 5 <= value < 100 else ""
         raise click.BadParameter(f"{text} is not at least 0 and less than 1{hint}")
     return value
 

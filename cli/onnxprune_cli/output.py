@@ -40,6 +40,8 @@ def _check_place(place: str) -> None:
     try:
         if path.is_dir():
             raise SaveError(f"{place} is a folder", "name a file")
+        if path.parent.is_file():
+            raise SaveError(f"{path.parent} is a file, not a folder", "choose another place")
         if not path.parent.is_dir():
             raise SaveError(f"there is no folder {path.parent} for {path.name}", "make it first")
         if path.exists():

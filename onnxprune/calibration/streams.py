@@ -114,7 +114,7 @@ def load_function(spelling: str) -> Callable[[], Any]:
 def _guarded_call(spelling: str, function: Callable[[], Any]) -> Any:
     try:
         data = function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _script_error(spelling, error) from error
     return data if is_array(data) or isinstance(data, Mapping) else _guarded(spelling, data)
 
@@ -122,7 +122,7 @@ def _guarded_call(spelling: str, function: Callable[[], Any]) -> Any:
 def _guarded(spelling: str, data: Any) -> Iterator[Any]:
     try:
         yield from items(data)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _script_error(spelling, error) from error
 
 

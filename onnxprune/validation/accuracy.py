@@ -92,7 +92,8 @@ class AccuracyMeter:
         classes = _classes(output)
         wrong = labels[(labels < 0) | (labels >= classes)] if not np.issubdtype(output.dtype, np.integer) else labels[:0]
         if len(wrong):
-            raise DataError(f"label {int(wrong[0])} where output {self.output!r} has the classes 0 .. {classes - 1}")
+            problem = f"label {int(wrong[0])} where output {self.output!r} has the classes 0 .. {classes - 1}"
+            raise DataError(problem, "count classes as the model does, from 0")
 
 
 def _classes(output: Array) -> int:
@@ -118,7 +119,8 @@ def load_labels(path: str | os.PathLike[str]) -> Labels:
     try:
         values = _read(path)
     except (OSError, ValueError, TypeError, EOFError, BadZipFile) as exc:  # TypeError: an .npy named .npz
-        raise DataError(f"cannot read labels from {path}: {exc}") from exc
+        reason = "it holds Python objects" if "pickle" in str(exc) else getattr(exc, "strerror", None) or exc
+        raise DataError(f"cannot read labels from {path}: {reason}", "save them as an array of whole numbers") from exc
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim != 1 or not len(values):

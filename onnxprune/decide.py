@@ -18,7 +18,7 @@ from onnxprune.calibration.gains import measure_gains
 from onnxprune.calibration.observe import Progress, Tap, observe
 from onnxprune.calibration.sources import Source
 from onnxprune.calibration.views import channel_views
-from onnxprune.compensation.least_squares import errors_by_count
+from onnxprune.compensation.least_squares import RefitLosses
 from onnxprune.contract import Activation, ChannelPlan, ChannelView, Method, Moments, Reader, Statistic, check_scores
 from onnxprune.devices import Device
 from onnxprune.errors import NothingToPruneError, UnknownNameError
@@ -132,14 +132,22 @@ def judge(
 def _best_draw(
     method: Method, view: ChannelView, scores: Tensor, gains: Mapping[str, float], seed: int
 ) -> tuple[int, Tensor, NDArray[np.float64] | None]:
-    """Of a random method's draws the one that loses least, over all counts; without statistics to tell, the first."""
+    """Of a random method's draws, and the plain order by score, the one that loses least over all counts.
+
+    Without statistics to tell, the first draw.
+    """
+    predicted = _predictors(view, gains)
     best: tuple[float, int, Tensor, NDArray[np.float64] | None] | None = None
-    for draw in range(method.draws):
-        order = method.rank(view, scores, generator(seed, view.name, draw))
-        losses = _losses(view, order, gains)
-        if losses is None:
-            return draw, order, None
-        total = float(losses.sum())
+    tries = method.draws if predicted else 1
+    for draw in range(tries + (tries > 1)):
+        by_score = draw == tries
+        order = (
+            Method.rank(method, view, scores, generator(seed, view.name))
+            if by_score
+            else method.rank(view, scores, generator(seed, view.name, draw))
+        )
+        losses = _losses(predicted, order) if predicted else None
+        total = float(losses.sum()) if losses is not None else 0.0
         if best is None or total < best[0]:
             best = total, draw, order, losses
     assert best is not None  # every method draws at least once
@@ -151,28 +159,25 @@ def generator(seed: int, name: str, draw: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 0x9E3779B1 + draw * 0x85EBCA6B + crc32(name.encode())) % 2**63)
 
 
-def _losses(view: ChannelView, order: Tensor, gains: Mapping[str, float]) -> NDArray[np.float64] | None:
-    """(size + 1,): relative squared change of the model's outputs to expect if the first m channels of `order` stay.
-
-    The readers count as refitted. None where statistics are missing.
-    """
-    total: Tensor | None = None
+def _predictors(view: ChannelView, gains: Mapping[str, float]) -> list[tuple[Reader, RefitLosses, float]]:
+    """For every reader what predicts its losses, and its gain; empty where statistics are missing."""
+    found = []
     for reader in view.readers:
         moments = view.statistic(reader.layer, Moments)
         if moments is None or moments.total is None or reader.layer not in gains:
-            return None
-        errors = gains[reader.layer] * _reader_errors(reader, moments.shrunk(), order)
-        total = errors if total is None else total + errors
-    return None if total is None else np.asarray(total.cpu().numpy())
+            return []
+        covariance = moments.shrunk().to(reader.columns.device)
+        found.append((reader, RefitLosses(covariance, reader.columns.double()), gains[reader.layer]))
+    return found
 
 
-def _reader_errors(reader: Reader, covariance: Tensor, order: Tensor) -> Tensor:
-    """Errors for m = 0 ... size channels. Inputs of other groups stay, so they come first in the order of keeping."""
-    others = torch.ones(len(reader.columns), dtype=torch.bool, device=reader.columns.device)
-    others[reader.positions.reshape(-1)] = False
-    ranked = torch.cat([torch.nonzero(others)[:, 0], reader.positions[order].reshape(-1)])
-    errors = errors_by_count(covariance.to(reader.columns.device), [reader.columns.double()], ranked)
-    return errors[int(others.sum()) :: reader.positions.shape[1]]
+def _losses(predicted: Sequence[tuple[Reader, RefitLosses, float]], order: Tensor) -> NDArray[np.float64]:
+    """(size + 1,): predicted relative squared change of the model's outputs if the first m of `order` stay, readers refitted."""
+    parts = []
+    for reader, losses, gain in predicted:
+        errors = losses.in_order(reader.positions[order].reshape(-1))
+        parts.append(gain * errors[:: reader.positions.shape[1]])
+    return np.asarray(torch.stack(parts).sum(0).cpu().numpy())
 
 
 def plans(method: Method, decisions: Sequence[Decision], counts: Counts, seed: int) -> dict[str, ChannelPlan]:

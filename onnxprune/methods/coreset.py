@@ -74,6 +74,8 @@ class _Sampler(Method):
         probabilities = _probabilities(scores)
         times = clocks(probabilities, rng)  # the same seed as in rank, hence the same clocks
         chosen = torch.sort(order[:keep]).values
+        if not torch.equal(order, torch.argsort(times, stable=True)):
+            return ChannelPlan(chosen)  # the largest importances, not drawn, hence not reweighed
         return ChannelPlan(chosen, reweigh(probabilities, times, chosen, rng) if keep < view.channels else None)
 
 

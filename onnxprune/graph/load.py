@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
+import onnx.parser
+from google.protobuf import json_format, text_format
 from google.protobuf.message import DecodeError, EncodeError
-from google.protobuf.text_format import ParseError
 
 from onnxprune.errors import ModelError
 from onnxprune.graph import surgeon
+from onnxprune.graph.external import read_external, tensors
 
 # Above this a protobuf cannot be serialised (2 GiB) and the checker cannot be asked.
 SERIALISABLE = 1_900_000_000
-DATA_KEYS = ("location", "offset", "length", "checksum", "basepath")
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,12 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> ModelFile:
     if isinstance(source, onnx.ModelProto):
         model = onnx.ModelProto()
         model.CopyFrom(source)
-        path, external = None, _read_external(model, Path.cwd())
+        path, external = None, read_external(model, Path(), None)
         digest, size = _fingerprint(model)
     else:
         path = Path(source)
         model = _parse(path)
-        external = _read_external(model, path)
+        external = read_external(model, path.parent, path)
         files = [path, *(path.parent / location for location in sorted(set(external.values())))]
         digest, size = _digest(files)
     if not model.graph.node:
@@ -62,83 +63,27 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> ModelFile:
     return ModelFile(model, path, digest, size, external, tuple(notes))
 
 
-def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor stored in the main graph: initializers, then the values of Constant nodes."""
-    yield from model.graph.initializer
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.TENSOR:
-                yield attribute.t
-
-
 def _parse(path: Path) -> onnx.ModelProto:
+    try:
+        _look_at(path)
+        with warnings.catch_warnings(action="ignore"):  # onnx calls its own text form experimental
+            model = onnx.load(str(path), load_external_data=False)
+    except (DecodeError, json_format.Error, text_format.Error, onnx.parser.ParseError, ValueError) as error:
+        raise ModelError(f"{path} is not an ONNX model or was cut short", "export or download it again") from error
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error.strerror})", "check the path and its permissions") from error
+    if model.ir_version < 1 or not model.HasField("graph"):
+        raise ModelError(f"{path} is not an ONNX model or was cut short", "export or download it again")
+    return model
+
+
+def _look_at(path: Path) -> None:
     if not path.exists():
         raise ModelError(f"{path} does not exist", "check the path")
     if path.is_dir():
         raise ModelError(f"{path} is a folder", "name the .onnx file inside it")
     if path.stat().st_size == 0:
         raise ModelError(f"{path} is empty", "export or download it again")
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except (DecodeError, ParseError, UnicodeDecodeError, ValueError) as error:
-        raise ModelError(f"{path} is not an ONNX model or was cut short", "export or download it again") from error
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read ({error.strerror})", "check its permissions") from error
-    if model.ir_version < 1 or not model.HasField("graph"):
-        raise ModelError(f"{path} is not an ONNX model or was cut short", "export or download it again")
-    return model
-
-
-def _read_external(model: onnx.ModelProto, path: Path) -> dict[str, str]:
-    """Bring all external tensors into `model`; returns tensor name -> location."""
-    found: dict[str, str] = {}
-    for tensor in tensors(model):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        entry = {e.key: e.value for e in tensor.external_data}
-        location = entry.get("location", "")
-        file = _allowed(path, location, tensor.name)
-        try:
-            offset, length = int(entry.get("offset", 0)), int(entry.get("length", -1))
-        except ValueError as error:
-            raise ModelError(f"tensor {tensor.name!r} of {path} has a damaged external data entry", "export it again") from error
-        size = file.stat().st_size
-        length = size - offset if length < 0 else length
-        if offset < 0 or offset + length > size:
-            raise ModelError(
-                f"{file} holds {size} bytes, but tensor {tensor.name!r} lies at {offset}..{offset + length}",
-                "the data file was cut short or belongs to another model",
-            )
-        with file.open("rb") as stream:
-            stream.seek(offset)
-            tensor.raw_data = stream.read(length)
-        tensor.ClearField("external_data")
-        tensor.ClearField("data_location")
-        found[tensor.name] = location
-    return found
-
-
-def _allowed(model_path: Path, location: str, tensor: str) -> Path:
-    """The data file, if it lies where a model may point: beside it, or beside what its symbolic link points to.
-
-    Model hubs keep snapshots/model.onnx -> ../blobs/1 and snapshots/model.onnx_data -> ../blobs/2: both links end in one folder.
-    """
-    base = model_path.parent if model_path.suffix or model_path.is_file() else model_path
-    if not location or Path(location).is_absolute() or ".." in Path(location).parts or "\\" in location:
-        raise ModelError(
-            f"tensor {tensor!r} points outside the model's folder ({location!r})",
-            "this may be hostile; re-save the model with its data file beside it",
-        )
-    file = base / location
-    if not file.is_file():
-        raise ModelError(f"external data file {file} of tensor {tensor!r} is missing", "put it beside the model")
-    real = file.resolve()
-    if real.is_relative_to(base.resolve()) or real.parent == model_path.resolve().parent:
-        return file
-    raise ModelError(
-        f"external data file {file} is a link that leaves the model's folder (to {real})",
-        f"copy it: cp -L {file} {file}.copy && mv {file}.copy {file}",
-    )
 
 
 def _digest(files: list[Path]) -> tuple[str, int]:
@@ -165,7 +110,7 @@ def _fingerprint(model: onnx.ModelProto) -> tuple[str, int]:
 
 def stored_bytes(model: onnx.ModelProto) -> int:
     """Bytes of the weights inside; close enough to the file's size to know whether it can be one protobuf."""
-    return sum(len(t.raw_data) or t.ByteSize() for t in tensors(model))
+    return sum(len(t.raw_data) or t.ByteSize() for _, t in tensors(model))
 
 
 def _check(model: onnx.ModelProto, name: str) -> list[str]:
@@ -186,7 +131,7 @@ def _check(model: onnx.ModelProto, name: str) -> list[str]:
                 f"{name} uses opset {entry.version}, the installed onnx knows them up to {newest}",
                 "pip install -U onnx, or export it with an older opset",
             )
-    for tensor in tensors(model):
+    for _, tensor in tensors(model):
         if len(tensor.dims) > 1 and 0 in tensor.dims:
             raise ModelError(f"weight {tensor.name!r} of {name} has the shape {list(tensor.dims)}", "export it with real sizes")
     return notes

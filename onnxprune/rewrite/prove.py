@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnxprune.devices import Device
-from onnxprune.errors import ModelError, ProofError
+from onnxprune.errors import DataError, ModelError, ProofError
 from onnxprune.graph.load import SERIALISABLE, stored_bytes
 from onnxprune.graph.structure import Graph
 from onnxprune.network import Bools, Network
@@ -30,8 +30,12 @@ def prove(
     Raises ProofError above 1e-4 (float16: 1e-2): then the rewrite is wrong, and the result must not leave.
     """
     feeds = list(batches)
-    small = _run(pruned, feeds, device, "the pruned model does not load")
-    twin = _run(masked_twin(graph, network, alive), feeds, device, "the masked twin does not load")
+    twin = _run(masked_twin(graph, network, alive), feeds, device)
+    try:
+        small = _run(pruned, feeds, device)
+    except (DataError, ModelError) as error:
+        problem = f"the pruned model does not run where its masked twin does: {error.problem}"
+        raise ProofError(problem, "nothing was written; please report this with the model") from error
     worst = 0.0
     half = {t.data_type for t in graph.parameters.values()} & set(TOLERANCE)
     limit = max((TOLERANCE[t] for t in half), default=1e-4)
@@ -82,11 +86,8 @@ def _strict_shapes(model: onnx.ModelProto) -> str:
     return ""
 
 
-def _run(model: onnx.ModelProto, batches: list[Feeds], device: Device, problem: str) -> list[dict[str, NDArray[Any]]]:
-    try:
-        session = Session(model, device)
-    except ModelError as error:
-        raise ProofError(f"{problem}: {error.problem}", "nothing was written; please report this with the model") from error
+def _run(model: onnx.ModelProto, batches: list[Feeds], device: Device) -> list[dict[str, NDArray[Any]]]:
+    session = Session(model, device)
     try:
         return [session.run(feeds) for feeds in batches]
     finally:

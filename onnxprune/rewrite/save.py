@@ -9,20 +9,27 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, NamedTuple
 
 import onnx
-from google.protobuf.message import EncodeError
+from google.protobuf.message import DecodeError, EncodeError
 
 from onnxprune.errors import SaveError
-from onnxprune.graph.load import SERIALISABLE, stored_bytes, tensors
+from onnxprune.graph.external import tensors
+from onnxprune.graph.load import SERIALISABLE
+from onnxprune.rewrite.cut import light_copy
 
 # ONNX Runtime maps external data in pages; tensors that start at a page need no copy.
 PAGE = 4096
+# Hexadecimal digits of the content's sha256 in the name of a data file.
+HASH = 12
+# What onnx reads as text by its suffix; we write protobuf.
+TEXT = {".json", ".onnxjson", ".onnxtext", ".onnxtxt", ".pbtxt", ".prototxt", ".textproto", ".txtpb"}
 
 
 def save(model: onnx.ModelProto, path: Path, external: Mapping[str, str] | None = None) -> int:
@@ -32,25 +39,42 @@ def save(model: onnx.ModelProto, path: Path, external: Mapping[str, str] | None 
                Above 2 GiB everything large goes into one data file, for ONNX knows no other way.
     Raises SaveError (disk full, no permission, no such folder); then `path` is what it was before.
     """
-    external = dict(external or {})
-    if not external and stored_bytes(model) >= SERIALISABLE:
-        external = {t.name: f"{path.name}.data" for t in tensors(model) if len(t.raw_data) >= 1024}
+    outside = _outside(model, path, external or {})
+    stale = _data_files(path)
     written: list[Path] = []
     try:
-        sizes = _write_data(model, path, external, written) if external else 0
-        content = _serialise(_pointing(model, path, external) if external else model)
+        places, sizes = _write_data(model, path, outside, written)
+        content = _serialise(_pointing(model, places) if places else model)
         with _new_file(path) as (stream, temporary):
             stream.write(content)
             _durable(stream)
             temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
+    except BaseException as error:
         for file in written:
             with suppress(OSError):
                 file.unlink()
-        raise SaveError(f"cannot write {path}: {_reason(error)}", _remedy(error)) from error
-    _tidy(path, written)
+        if isinstance(error, OSError):
+            raise SaveError(f"cannot write {path}: {_reason(error)}", _remedy(error)) from error
+        raise
+    _sync_folder(path.parent)
+    _tidy(path, stale, {place.location for place in places.values()})
     return sizes + len(content)
+
+
+def _outside(model: onnx.ModelProto, path: Path, external: Mapping[str, str]) -> dict[str, str]:
+    """tensor name -> location of all that goes into data files; a clone ('weight@node') goes where its original lay."""
+    stored = dict(tensors(model))
+    found: dict[str, str] = {}
+    for name in stored:
+        parts = name.split("@")
+        origins = ("@".join(parts[:n]) for n in range(len(parts), 0, -1))
+        origin = next((o for o in origins if o in external), None)
+        if origin is not None:
+            found[name] = external[origin]
+    if sum(len(t.raw_data) for name, t in stored.items() if name not in found) >= SERIALISABLE:
+        large = (name for name, t in stored.items() if name not in found and len(t.raw_data) >= 1024)
+        found |= dict.fromkeys(large, f"{path.name}.data")
+    return found
 
 
 def check_target(path: Path, source: Path | None) -> None:
@@ -61,6 +85,8 @@ def check_target(path: Path, source: Path | None) -> None:
         raise SaveError(f"{path} is a folder", "name the file to write")
     if path.exists() and not path.is_file():
         raise SaveError(f"{path} is no regular file", "name the file to write")
+    if path.suffix.lower() in TEXT:
+        raise SaveError(f"{path} would be read as text, but models are written in binary form", "end the name in .onnx")
     if not path.parent.is_dir():
         raise SaveError(f"the folder {path.parent} does not exist", "make it first, or name another place with -o")
     if not os.access(path.parent, os.W_OK):
@@ -108,33 +134,52 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _write_data(model: onnx.ModelProto, path: Path, external: dict[str, str], written: list[Path]) -> int:
-    """Write the data files and turn `external` into tensor -> new location. Names carry a hash of the content."""
-    by_file: dict[str, list[onnx.TensorProto]] = {}
-    for tensor in tensors(model):
-        if tensor.name in external:
-            by_file.setdefault(external[tensor.name], []).append(tensor)
+class Place(NamedTuple):
+    """Where a tensor lies outside."""
+
+    location: str
+    offset: int
+    length: int
+
+
+def _write_data(
+    model: onnx.ModelProto, path: Path, outside: Mapping[str, str], written: list[Path]
+) -> tuple[dict[str, Place], int]:
+    """Write the data files; returns tensor name -> place, and the bytes written. File names carry a hash of the content.
+
+    `written` collects files that were not there before.
+    """
+    by_file: dict[str, list[tuple[str, onnx.TensorProto]]] = {}
+    for name, tensor in tensors(model):
+        if name in outside:
+            by_file.setdefault(outside[name], []).append((name, tensor))
+    places: dict[str, Place] = {}
     total = 0
-    many = len(by_file) > 1
     for location, group in by_file.items():
+        stem = f"{path.name}.{Path(location).name}" if len(by_file) > 1 else path.name
         with _new_file(path) as (stream, temporary):
-            digest = hashlib.sha256()
-            for tensor in group:
-                stream.write(b"\0" * (-stream.tell() % PAGE))
-                data = raw(tensor)
-                digest.update(data)
-                stream.write(data)
-            size = stream.tell()
+            found, digest = _write_tensors(stream, group)
             _durable(stream)
-            stem = f"{path.name}.{Path(location).name}" if many else path.name
-            name = f"{stem}.{digest.hexdigest()[:12]}.data"
-            if not (path.parent / name).exists():
-                written.append(path.parent / name)
-            temporary.replace(path.parent / name)
-        total += size
-        for tensor in group:
-            external[tensor.name] = name
-    return total
+            final = path.parent / f"{stem}.{digest[:HASH]}.data"
+            if not final.exists():
+                written.append(final)
+            temporary.replace(final)
+        places |= {name: Place(final.name, *span) for name, span in found.items()}
+        total += final.stat().st_size
+    return places, total
+
+
+def _write_tensors(stream: IO[bytes], group: Iterable[tuple[str, onnx.TensorProto]]) -> tuple[dict[str, tuple[int, int]], str]:
+    """Tensor name -> (offset, length), and the hash of all that was written."""
+    digest, spans = hashlib.sha256(), {}
+    for name, tensor in group:
+        data = raw(tensor)
+        padding = b"\0" * (-stream.tell() % PAGE)
+        spans[name] = stream.tell() + len(padding), len(data)
+        for part in (padding, data):
+            digest.update(part)
+            stream.write(part)
+    return spans, digest.hexdigest()
 
 
 def raw(tensor: onnx.TensorProto) -> bytes:
@@ -144,43 +189,43 @@ def raw(tensor: onnx.TensorProto) -> bytes:
     return bytes(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor)).raw_data)
 
 
-def _pointing(model: onnx.ModelProto, path: Path, external: Mapping[str, str]) -> onnx.ModelProto:
+def _pointing(model: onnx.ModelProto, places: Mapping[str, Place]) -> onnx.ModelProto:
     """A copy of the model whose external tensors point to the data files instead of holding bytes."""
-    from onnxprune.rewrite.cut import light_copy
-
-    pointing = light_copy(model, lambda t: t.name in external)
-    offsets: dict[str, int] = {}
-    sources = {t.name: t for t in tensors(model)}
-    for tensor in tensors(pointing):
-        if tensor.name not in external:
+    pointing = light_copy(model, lambda t: t.name in places)
+    sources = dict(tensors(model))
+    for name, tensor in tensors(pointing):
+        if name not in places:
             continue
-        source, location = sources[tensor.name], external[tensor.name]
-        begin = offsets.get(location, 0)
-        begin += -begin % PAGE
-        length = len(raw(source))
-        offsets[location] = begin + length
-        doc = source.doc_string
-        tensor.CopyFrom(onnx.TensorProto(name=source.name, data_type=source.data_type, dims=source.dims))
-        if doc:
-            tensor.doc_string = doc
+        source = sources[name]
+        tensor.CopyFrom(onnx.TensorProto(data_type=source.data_type, dims=source.dims, metadata_props=source.metadata_props))
+        if source.HasField("name"):
+            tensor.name = source.name
+        if source.HasField("doc_string"):
+            tensor.doc_string = source.doc_string
         tensor.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in (("location", location), ("offset", begin), ("length", length)):
+        for key, value in places[name]._asdict().items():
             tensor.external_data.add(key=key, value=str(value))
     return pointing
 
 
-def _tidy(path: Path, written: list[Path]) -> None:
-    """Data files of an earlier result under the same name are of no use once the new model is in place."""
-    keep = {p.name for p in written} | set(_locations(path))
-    for old in path.parent.glob(f"{path.name}.*.data"):
-        if old.name not in keep:
-            with suppress(OSError):
-                old.unlink()
+def _data_files(path: Path) -> set[str]:
+    """Data files of an earlier result under this name: what it points to, and what a run that was killed left; ours alone."""
+    own = re.compile(re.escape(path.name) + rf"\..*\b[0-9a-f]{{{HASH}}}\.data")
+    left = re.compile(re.escape(path.name) + rf"\.[0-9a-f]{{{HASH}}}\.data")
+    found = {file.name for file in path.parent.iterdir() if left.fullmatch(file.name)} if path.parent.is_dir() else set()
+    try:
+        before = onnx.load(str(path), format="protobuf", load_external_data=False)
+    except (OSError, ValueError, DecodeError):
+        return found
+    locations = {e.value for _, t in tensors(before) for e in t.external_data if e.key == "location"}
+    return found | {name for name in locations if own.fullmatch(name)}
 
 
-def _locations(path: Path) -> list[str]:
-    model: Any = onnx.load(str(path), load_external_data=False)
-    return [e.value for t in tensors(model) for e in t.external_data if e.key == "location"]
+def _tidy(path: Path, stale: set[str], used: set[str]) -> None:
+    """Data files of an earlier result are of no use once the new model is in place."""
+    for name in stale - used:
+        with suppress(OSError):
+            (path.parent / name).unlink()
 
 
 def _reason(error: OSError) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +15,18 @@ from numpy.typing import NDArray
 Arrays = dict[str, NDArray[Any]]
 
 
+@dataclass(frozen=True)
+class _File:
+    """An array on disk. numpy's files forget types that it does not know itself (bfloat16), so they are kept here."""
+
+    path: Path
+    dtype: np.dtype[Any]
+
+    def read(self) -> NDArray[Any]:
+        loaded: NDArray[Any] = np.load(self.path)
+        return loaded.view(self.dtype)
+
+
 class Store:
     """Keeps one dictionary of arrays per batch. Arrays beyond `budget` bytes go to files: memory does not grow with the samples.
 
@@ -22,7 +35,7 @@ class Store:
 
     def __init__(self, budget: int = 1 << 30) -> None:
         self._budget, self._used = budget, 0
-        self._batches: list[dict[str, NDArray[Any] | Path]] = []
+        self._batches: list[dict[str, NDArray[Any] | _File]] = []
         self._folder: Path | None = None
         self._files = 0
 
@@ -38,19 +51,19 @@ class Store:
 
     def get(self, index: int) -> Arrays:
         """The arrays of a batch; those on disk are read."""
-        return {name: np.load(held) if isinstance(held, Path) else held for name, held in self._batches[index].items()}
+        return {name: held.read() if isinstance(held, _File) else held for name, held in self._batches[index].items()}
 
     def put(self, index: int, arrays: Arrays) -> None:
         """Replace what is held for a batch (or append the next one)."""
         if index == len(self._batches):
             self._batches.append({})
         old = self._batches[index]
-        self._batches[index] = {name: self._hold(name, value, old) for name, value in arrays.items()}
         for name, held in old.items():
             if name not in arrays:
                 self._release(held)
+        self._batches[index] = {name: self._hold(name, value, old) for name, value in arrays.items()}
 
-    def _hold(self, name: str, value: NDArray[Any], old: dict[str, NDArray[Any] | Path]) -> NDArray[Any] | Path:
+    def _hold(self, name: str, value: NDArray[Any], old: dict[str, NDArray[Any] | _File]) -> NDArray[Any] | _File:
         """A tensor that lives through several segments is held once: tensors never change."""
         if name in old:
             return old[name]
@@ -62,10 +75,10 @@ class Store:
         self._files += 1
         file = self._folder / f"{self._files}.npy"
         np.save(file, value)
-        return file
+        return _File(file, value.dtype)
 
-    def _release(self, held: NDArray[Any] | Path) -> None:
-        if isinstance(held, Path):
-            held.unlink(missing_ok=True)
+    def _release(self, held: NDArray[Any] | _File) -> None:
+        if isinstance(held, _File):
+            held.path.unlink(missing_ok=True)
         else:
             self._used -= held.nbytes

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from onnxprune.contract import Activation, ChannelView, Maker, Reader, Statistic
+from onnxprune.errors import ModelError
 from onnxprune.graph.structure import Graph
 from onnxprune.network import Group, Layer, Member, Network
 
@@ -48,8 +49,11 @@ def _loosest(a: Activation, b: Activation) -> Activation:
 
 
 def tensor(graph: Graph, name: str, device: str) -> Tensor:
-    """A parameter in float32."""
-    return torch.from_numpy(graph.array(name).astype("float32")).to(device)
+    """A parameter in float32. Raises ModelError where it holds no numbers: what is ranked by them would be ranked by chance."""
+    value = torch.from_numpy(graph.array(name).astype("float32"))
+    if not bool(torch.isfinite(value).all()):
+        raise ModelError(f"weight {name!r} holds NaN or infinity", "train or export the model again, or --skip its layer")
+    return value.to(device)
 
 
 def _maker(graph: Graph, layer: Layer, weight: Tensor, axis: int, member: Member, device: str) -> Maker:

@@ -159,11 +159,13 @@ def _entry(
 
 def _weight_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """Shapes of constants, computed ones included, as ONNX infers them."""
-    shapes = {name: value.shape for name, value in arrays(model).items()}
+    shapes = {name: tuple(tensor.dims) for name, tensor in _stored(model).items()}
     constants = set(shapes)
     for n in model.graph.node:
         if n.op_type != "Constant" and all(i in constants for i in n.input if i):
             constants.update(n.output)
+    if constants == set(shapes):
+        return shapes
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph.value_info
     return shapes | {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in inferred if v.name in constants}
 

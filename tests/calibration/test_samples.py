@@ -1,0 +1,124 @@
+"""Calibration and test samples are apart, labels follow the test part, and the graph has the samples' sizes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from tiny_nets import NETS, inputs_for
+
+from onnxprune.calibration.samples import open_samples, valid_ids
+from onnxprune.errors import DataError, ModelError
+from onnxprune.graph import load, prepare
+
+
+def opened(model, data=None, test_data=None, **more):
+    fields = {"samples": 64, "held_out": 0.25, "seed": 0, "input_shapes": None, "mean": None, "std": None, "layout": "auto"}
+    return open_samples(load(model), data, test_data, **(fields | more))
+
+
+def all_of(source):
+    return np.concatenate([batch["x"] for batch in source.batches(7)])
+
+
+def test_held_out_samples_are_never_fitted_to():
+    model = NETS["chain"]()
+    data = inputs_for(model, 100)
+    _, found = opened(model, data, samples=60)
+    fitted, judged = all_of(found.calibration), all_of(found.test)
+    assert len(fitted) == 60
+    assert len(judged) == 20
+    together = {row.tobytes() for row in np.concatenate([fitted, judged])}
+    assert len(together) == 80
+    assert together <= {row.tobytes() for row in data}
+
+
+def test_test_data_of_its_own_are_used_whole():
+    model = NETS["chain"]()
+    _, found = opened(model, inputs_for(model, 30), inputs_for(model, 500, seed=1))
+    assert found.calibration.count == 30
+    assert found.test.count == 500
+    assert not found.held_out
+
+
+def test_labels_follow_the_samples_that_were_held_out():
+    model = NETS["chain"]()
+    data = inputs_for(model, 100)
+    labels = np.arange(100)
+    _, found = opened(model, data, samples=75)
+    picked = found.labels(labels)
+    for label, row in zip(picked, all_of(found.test), strict=True):
+        np.testing.assert_array_equal(row, data[label])
+
+
+def test_labels_of_test_data_of_its_own():
+    model = NETS["chain"]()
+    _, found = opened(model, inputs_for(model, 30), inputs_for(model, 12, seed=1))
+    np.testing.assert_array_equal(found.labels(np.arange(12)), np.arange(12))
+
+
+def test_too_few_labels_are_refused():
+    model = NETS["chain"]()
+    _, found = opened(model, inputs_for(model, 30), inputs_for(model, 12, seed=1))
+    with pytest.raises(DataError, match="5 labels for 12 samples"):
+        found.labels(np.arange(5))
+
+
+def test_the_graph_is_traced_at_the_sizes_of_the_samples():
+    model = NETS["chain"]()
+    for axis in (2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"d{axis}"
+    del model.graph.value_info[:]
+    for axis in range(4):
+        model.graph.output[0].type.tensor_type.shape.dim[axis].dim_param = f"o{axis}"
+    graph, _ = opened(model, np.zeros((20, 3, 12, 10), np.float32))
+    assert graph.inputs["x"] == (1, 3, 12, 10)
+
+
+def test_without_data_there_is_noise_with_a_warning():
+    _, found = opened(NETS["chain"](), None)
+    assert not found.calibration.real
+    assert any("noise" in w for w in found.warnings)
+    assert len(found.warnings) == len(set(found.warnings))
+    assert found.calibration.count == 64
+
+
+def test_batches_leave_some_for_judging_the_fit():
+    model = NETS["chain"]()
+    assert opened(model, inputs_for(model, 20))[1].batch(32) == 1
+    assert opened(model, inputs_for(model, 1000), samples=640)[1].batch(32) == 32
+
+
+def test_a_single_sample_serves_twice_with_a_warning():
+    model = NETS["chain"]()
+    _, found = opened(model, inputs_for(model, 1))
+    assert found.calibration.count == found.test.count == 1
+    assert any("too few" in w for w in found.warnings)
+
+
+def test_text_inputs_are_refused():
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])], "g", [helper.make_tensor_value_info("x", TensorProto.STRING, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.STRING, [1])],
+    )  # fmt: skip
+    with pytest.raises(ModelError, match="takes strings"):
+        opened(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+
+
+def test_made_up_ids_stay_inside_the_table():
+    nodes = [
+        helper.make_node("Cast", ["x"], ["ids"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "ids"], ["y"], axis=0),
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.INT32, ["n", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4, 3])],
+        [numpy_helper.from_array(np.zeros((11, 3), np.float32), "table")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    assert valid_ids(prepare(load(model).model)[0]) == {"x": 11}
+    _, found = opened(model)
+    ids = all_of(found.calibration)
+    assert ids.dtype == np.int32
+    assert ids.min() >= 0
+    assert ids.max() < 11

@@ -273,8 +273,11 @@ class Method(ABC):
                 raise UsageError(f"option {name} of method {self.name!r} is {values[name]!r}", "give a number")
         self.values: dict[str, Any] = {k: o.default for k, o in self.options.items()} | values
 
-    def wants(self, activation: Activation) -> tuple[type[Statistic], ...]:
-        """The statistics wanted on the input of a maker with this activation behind it: `needs`, unless fewer will do."""
+    def wants(self, activation: Activation | None) -> tuple[type[Statistic], ...]:
+        """The statistics wanted on the input of a maker with this activation behind it, or of a reader (None).
+
+        All that the method `needs`, unless fewer will do.
+        """
         return self.needs
 
     @property

@@ -89,6 +89,7 @@ def gather(
     makers = [network.layer[name] for name in sorted({n for g in groups for n in g.makers})]
     readers = [network.layer[name] for name in sorted({n for g in groups for n in g.readers})]
     wanted = [(layer, kind) for layer in makers for kind in method.wants(Activation(*layer.activation))]
+    wanted += [(layer, kind) for layer in readers for kind in method.wants(None)]
     wanted += [(layer, Moments) for layer in readers] if weigh else []
     taps = []
     for layer, kind in wanted:

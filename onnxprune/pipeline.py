@@ -26,17 +26,18 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune import account, decide
-from onnxprune.budget.allocate import BUDGETS, Counts, by_ratio, by_target, resource
+from onnxprune.budget.allocate import Counts, by_ratio, by_target, resource
 from onnxprune.calibration.repair import LayerRepair, Repair, repairable
 from onnxprune.calibration.samples import Samples, open_samples
 from onnxprune.compensation.least_squares import least_squares, match_moments
 from onnxprune.contract import ChannelPlan, Method
 from onnxprune.devices import Device, choose_device
-from onnxprune.errors import ModelError, NothingToPruneError, UnknownNameError, UsageError
+from onnxprune.errors import ModelError, NothingToPruneError, UsageError
 from onnxprune.figures import SCHEMA, LatencyFigures, Report
 from onnxprune.graph import Graph, ModelFile, find, load, prepare
 from onnxprune.methods import create
 from onnxprune.network import Bools, Network
+from onnxprune.request import Request
 from onnxprune.rewrite.cut import Cut, cut
 from onnxprune.rewrite.finish import finish, reweigh
 from onnxprune.rewrite.prove import check_valid, prove
@@ -44,12 +45,11 @@ from onnxprune.rewrite.save import check_target, save
 from onnxprune.runtime import Session
 from onnxprune.validation.accuracy import AccuracyMeter, as_labels
 from onnxprune.validation.deviation import measure
-from onnxprune.validation.gates import GateExpression, check_measured, check_outputs, evaluate, parse
+from onnxprune.validation.gates import check_measured, check_outputs, evaluate, parse
 from onnxprune.validation.latency import time_models
 from onnxprune.version import __version__
 
 Progress = Callable[[str, float], None]
-REPAIRS = ("auto", "least-squares", "mean", "none")
 SOLVERS = {"least-squares": least_squares, "mean": match_moments}
 # Samples on which the rewrite is held against its masked twin.
 PROOF_BATCH = 2
@@ -135,7 +135,7 @@ def prune(
     test_data     inputs for the report; None: `held_out` of `data`. `labels`: their classes
     budget        'auto', 'uniform' or 'global' (see budget.allocate.by_ratio)
     align         'auto' or a block size for channel counts
-    repair        'auto', 'least-squares', 'mean' or 'none'; `sequential`: refit on the pruned stream (default) or on the original's
+    repair        'auto', 'least-squares', 'mean' or 'none'; `sequential`: refit on the pruned stream (default) or the original's
     reweigh       with repair 'none': apply the method's factors to the readers' weights
     only, skip    globs of group, layer or weight names
     gates         expressions that make the result fail, such as 'top1_agreement<0.95'
@@ -143,9 +143,11 @@ def prune(
 
     Raises the errors of onnxprune.errors, each with a remedy.
     """
-    request = _Request(method=method, ratio=ratio, target=target, budget=budget, align=align, repair=repair, reweigh=reweigh, seed=seed,
-                       sequential=sequential, only=tuple(only), skip=tuple(skip), threads=threads, batch=batch,
-                       options=dict(options or {}) | ({} if beta is None else {"beta": beta}), gates=tuple(parse(g) for g in gates))  # fmt: skip
+    request = Request(
+        method=method, ratio=ratio, target=target, budget=budget, align=align, repair=repair, reweigh=reweigh, seed=seed,
+        sequential=sequential, only=tuple(only), skip=tuple(skip), threads=threads, batch=batch,
+        options=dict(options or {}) | ({} if beta is None else {"beta": beta}), gates=tuple(parse(g) for g in gates),
+    )  # fmt: skip
     for gate in request.gates:
         check_measured(gate, labels=labels is not None, latency=latency)
     clock = _Clock()
@@ -155,17 +157,9 @@ def prune(
     chosen_device = choose_device(device)
     with clock.stage("find"):
         graph, inputs = open_samples(
-            file,
-            data,
-            test_data,
-            samples=samples,
-            held_out=held_out,
-            seed=seed,
-            input_shapes=input_shapes,
-            mean=mean,
-            std=std,
-            layout=layout,
-        )
+            file, data, test_data, samples=samples, held_out=held_out, seed=seed, input_shapes=input_shapes, mean=mean,
+            std=std, layout=layout,
+        )  # fmt: skip
         network = find(graph)
     for gate in request.gates:
         check_outputs(gate, graph.outputs)
@@ -181,64 +175,11 @@ def prune(
     return result
 
 
-@dataclass(frozen=True)
-class _Request:
-    """The options of one run, checked before any work is done."""
-
-    method: str
-    ratio: float | None
-    target: str | None
-    budget: str
-    align: str | int
-    repair: str
-    reweigh: bool
-    sequential: bool | None
-    seed: int
-    only: tuple[str, ...]
-    skip: tuple[str, ...]
-    threads: int
-    batch: int
-    options: dict[str, Any]
-    gates: tuple[GateExpression, ...]
-
-    def __post_init__(self) -> None:
-        if (self.ratio is None) == (self.target is None):
-            raise UsageError(
-                "say how much should go", "give either a ratio (share removed) or a target such as 'macs=0.6' (share kept)"
-            )
-        if self.ratio is not None and not 0 <= self.ratio < 1:
-            raise UsageError(f"a ratio of {self.ratio}", "it is the share of channels to remove, from 0 to less than 1")
-        if self.budget not in BUDGETS:
-            raise UnknownNameError("budget", self.budget, BUDGETS)
-        if self.repair not in REPAIRS:
-            raise UnknownNameError("repair", self.repair, REPAIRS)
-
-    @property
-    def goal(self) -> tuple[str, float]:
-        """What is rationed and the share of it to keep."""
-        if self.target is None:
-            return "channels", 1 - float(self.ratio or 0)
-        kind, _, share = self.target.partition("=")
-        try:
-            value = float(share)
-        except ValueError:
-            value = -1.0
-        if kind not in ("macs", "params", "bytes", "latency") or not 0 < value <= 1:
-            raise UsageError(
-                f"a target of {self.target!r}", "write macs=0.6, params=0.6, bytes=0.6 or latency=0.6: the share to keep"
-            )
-        return kind, value
-
-    @property
-    def repair_kind(self) -> str:
-        return "least-squares" if self.repair == "auto" else self.repair
-
-
 @dataclass
 class _Job:
     """One pruning run; the stages of the story are its methods, in the order of the story."""
 
-    request: _Request
+    request: Request
     file: ModelFile
     graph: Graph
     network: Network
@@ -277,8 +218,8 @@ class _Job:
         groups = decide.select(self.network, method, request.only, request.skip)
         self._check_weights()
         evidence = decide.gather(
-            self.graph, self.network, groups, method, self.samples.calibration, weigh=request.budget == "auto", batch=self.samples.batch(request.batch),
-            device=self.device, seed=request.seed, progress=self.progress,
+            self.graph, self.network, groups, method, self.samples.calibration, weigh=request.budget == "auto",
+            batch=self.samples.batch(request.batch), device=self.device, seed=request.seed, progress=self.progress,
         )  # fmt: skip
         return decide.judge(
             self.graph, self.network, groups, method, evidence, align=request.align, seed=request.seed, device=self.device
@@ -357,12 +298,13 @@ class _Job:
         request = self.request
         return {
             "budget": request.budget, "align": request.align, "repair": request.repair_kind, "reweigh": request.reweigh,
-            "sequential": request.sequential is not False, "target": request.target, "only": list(request.only), "skip": list(request.skip),
+            "sequential": request.sequential is not False, "target": request.target, "only": list(request.only),
+            "skip": list(request.skip),
         } | method.values  # fmt: skip
 
     def _report(
-        self, method: Method, made: Cut, counts: Counts, decisions: Sequence[decide.Decision], done: Sequence[LayerRepair], left: Mapping[str, str],
-        difference: float, warnings: Sequence[str],
+        self, method: Method, made: Cut, counts: Counts, decisions: Sequence[decide.Decision], done: Sequence[LayerRepair],
+        left: Mapping[str, str], difference: float, warnings: Sequence[str],
     ) -> Report:  # fmt: skip
         request = self.request
         pruned, _ = prepare(made.model, self.graph.inputs)

@@ -109,9 +109,9 @@ class _Coreset(_Sampler):
     def draws(self) -> int:
         return int(self.values["draws"])
 
-    def wants(self, activation: Activation) -> tuple[type[Statistic], ...]:
-        """beta cancels out of pr for homogeneous phi, and is not measured where it is given."""
-        return () if activation.homogeneous or self.values["beta"] is not None else self.needs
+    def wants(self, activation: Activation | None) -> tuple[type[Statistic], ...]:
+        """beta bounds what makers see; it cancels out of pr for homogeneous phi, and is not measured where it is given."""
+        return () if activation is None or activation.homogeneous or self.values["beta"] is not None else self.needs
 
     def score(self, view: ChannelView) -> Tensor:
         return reader_peaks(view) * view.activation.supremum(self.beta(view) * view.maker_norms)

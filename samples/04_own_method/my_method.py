@@ -31,7 +31,7 @@ class VarianceNeuron(Method):
     def score(self, view: ChannelView) -> torch.Tensor:
         scores = torch.zeros(view.channels, dtype=torch.float64)
         for reader in view.readers:
-            energy = reader.weight.double().square().sum(2).cpu()  # (channels, positions)
+            energy = reader.columns[reader.positions].double().square().sum(2).cpu()  # (channels, positions)
             moments = view.statistic(reader.layer, Moments)
             if moments is not None:
                 energy = energy * moments.covariance.diagonal().cpu()[reader.positions.cpu()].clamp(min=0)

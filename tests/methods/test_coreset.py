@@ -123,6 +123,7 @@ def test_beta_is_measured_only_where_it_matters():
     method = create("coreset-channel")
     assert method.wants(Activation("Relu")) == ()
     assert method.wants(Activation("Sigmoid")) == (MaxNorm,)
+    assert method.wants(None) == ()
     assert create("coreset-channel", beta=1.0).wants(Activation("Sigmoid")) == ()
 
 

@@ -39,8 +39,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "Method", "OnnxpruneError", "PruneResult", "__version__", "check_method", "check_rule", "compare", "inspect", "load", "method",
-    "prune", "rule",
+    "Method", "OnnxpruneError", "PruneResult", "__version__", "check_method", "check_rule", "compare", "inspect", "load",
+    "method", "prune", "rule",
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The tables of the README that are made from the code: methods and operators. `python -m onnxprune.report.tables README.md` rewrites them."""
+"""The tables of the README that are made from the code; `python -m onnxprune.report.tables README.md` rewrites them."""
 
 from __future__ import annotations
 

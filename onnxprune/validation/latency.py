@@ -60,7 +60,12 @@ def measure_latency(
 
 
 def time_models(
-    original: onnx.ModelProto, pruned: onnx.ModelProto, feeds: Mapping[str, Array], *, device: Device, threads: int = 1,
+    original: onnx.ModelProto,
+    pruned: onnx.ModelProto,
+    feeds: Mapping[str, Array],
+    *,
+    device: Device,
+    threads: int = 1,
     seconds: float = 6.0,
 ) -> LatencyFigures:
     """`measure_latency` of two models, each in a session of its own with `threads` threads."""

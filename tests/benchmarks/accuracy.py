@@ -1,10 +1,10 @@
-"""The accuracy table of the README: real models, coreset-channel, with and without repair, no fine-tuning, no labels in calibration.
+"""The accuracy table of the README: real models, coreset-channel, with and without repair, no fine-tuning, no labels.
 
     python tests/benchmarks/accuracy.py --models DIR --data DIR --out results.jsonl      runs, resuming where it stopped
     python tests/benchmarks/accuracy.py --table results.jsonl                            prints the table
 
---models: a folder of */NAME.onnx; --data: NAME/calib.npz (unlabelled), NAME/test.npz, NAME/labels.npy. Accuracy is scored here, with plain
-ONNX Runtime, on samples that nothing was fitted to. Latency: medians of interleaved runs, batch 1, 1 thread.
+--models: a folder of */NAME.onnx; --data: NAME/calib.npz (unlabelled), NAME/test.npz, NAME/labels.npy. Accuracy is scored here,
+with plain ONNX Runtime, on samples that nothing was fitted to. Latency: medians of interleaved runs, batch 1, 1 thread.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def table(out: Path) -> str:
             plain, repaired = rows.get((net, kind, value, "none")), rows.get((net, kind, value, "least-squares"))
             if plain and repaired:
                 lines.append(
-                    f"| {net} | {kind} {value:g} | {100 * repaired['before']:.1f} | {100 * plain['after']:.1f} | **{100 * repaired['after']:.1f}** "
-                    f"| {repaired['macs']:.2f} | {repaired['latency']:.2f} |"
+                    f"| {net} | {kind} {value:g} | {100 * repaired['before']:.1f} | {100 * plain['after']:.1f} "
+                    f"| **{100 * repaired['after']:.1f}** | {repaired['macs']:.2f} | {repaired['latency']:.2f} |"
                 )
     return "\n".join(lines)
 

@@ -73,8 +73,7 @@ def fold(model: onnx.ModelProto, wanted: set[str]) -> set[str]:
         if tensor.name in wanted and isinstance(tensor, gs.Constant):
             add_initializer(model, onnx.numpy_helper.from_array(tensor.values, tensor.name))
             folded.add(tensor.name)
-    needed = _read(model.graph) - folded
-    _drop(model.graph.node, lambda node: bool(set(node.output) & folded) and not set(node.output) & needed)
+    _drop(model.graph.node, lambda node: bool(set(node.output) & folded))
     clean(model, {name for name in ancestors if name not in folded})
     return folded
 

@@ -246,3 +246,27 @@ simple(
 )
 simple("unknown_operator", [node("SpaceToDepth", "a", "b", blocksize=2)], {}, {}, (("a", "SpaceToDepth has no rule"),), reads=24)
 simple("custom_operator_between", [node("CumSum", "a one", "b")], {"one": np.array(1)}, {}, (("a", "CumSum has no rule"),))
+simple(
+    "flatten_channels_last",
+    [node("Transpose", "a", "t", perm=[0, 2, 3, 1]), node("Flatten", "t", "b")],
+    reads=96,
+    reader="Gemm",
+    size=(4, 4),
+)
+simple(
+    "reshape_target_from_another_layer",
+    [
+        *SHAPE_OF_A,
+        node("Conv", "x w3", "o", name="other"),
+        node("GlobalAveragePool", "o", "g"),
+        node("Concat", "n1 c1", "to", axis=0),
+        node("Reshape", "g to", "r"),
+        node("Gemm", "r ws", "s", name="squeeze"),
+        node("Unsqueeze", "s ax2", "u"),
+        node("Mul", "a u", "b"),
+    ],
+    SHAPE_WEIGHTS | {"w3": values(6, 3, 1, 1), "ws": values(6, 1), "ax2": ints(2, 3)},
+    None,
+    (("s", "splits or mixes"),),
+    size=(4, 4),
+)

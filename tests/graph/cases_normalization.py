@@ -24,3 +24,4 @@ simple("softmax_11_flattens", [node("Softmax", "a", "b", axis=1)], {}, {}, (("a"
 simple("softmax_11_behind_the_channels", [node("Softmax", "a", "b", axis=2)], opset=11)
 simple("log_softmax_over_channels", [node("LogSoftmax", "a", "b", axis=-3)], {}, {}, (("a", "LogSoftmax"),), opset=13)
 simple("hardmax_over_positions", [node("Hardmax", "a", "b", axis=3)], opset=13)
+simple("softmax_11_from_the_batch_on", [node("Softmax", "a", "b", axis=0)], {}, {}, (("a", "normalises over"),), opset=11)

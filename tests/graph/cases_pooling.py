@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
-from tests.graph.cases import CASES, Case, ints, simple
+from tests.graph.cases import CASES, Case, dense, ints, simple
 from tests.graph.nets import net, node, values
 
 for op in ("AveragePool", "LpPool", "MaxPool"):
@@ -83,4 +83,14 @@ CASES["resize_sizes_at_fixed_batch"] = lambda: Case(
         {"x": [2, 3, 4, 4]},
     ),
     {"first": 6},
+)
+CASES["reduce_in_front_of_the_channels"] = dense(
+    [
+        node("MatMul", "x w1", "h", name="one"),
+        node("ReduceMax", "h", "m", axes=[1], keepdims=0),
+        node("MatMul", "m w2", "y", name="two"),
+    ],
+    {"w1": values(5, 7), "w2": values(7, 4)},
+    {"one": 7},
+    shape=("N", 3, 5),
 )

@@ -218,6 +218,17 @@ def test_a_weight_behind_a_shared_transpose():
     check_all(model)
 
 
+def test_a_user_that_loses_nothing_reads_the_whole():
+    model = two_towers(W2, "w b", "u")
+    model.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["N", 6]))
+    model.graph.node.append(node("Add", "z b", "y3", name="plain"))
+    check_all(with_output(model, "y3", ["N", 6]))
+
+
+def test_a_reading_weight_that_is_an_output_stays_whole():
+    check_all(with_output(two_towers(W2, "w b", "u"), "v1", [4, 6, 1, 1]))
+
+
 def test_tied_weights_of_an_autoencoder():
     """One matrix, read as it is by one layer and transposed by the other."""
     nodes = [node("Gemm", "x w", "h", name="encode", transB=1), node("Relu", "h", "r"), node("Gemm", "r w", "y", name="decode")]

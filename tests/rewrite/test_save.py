@@ -77,9 +77,9 @@ def test_tensors_start_at_pages(tmp_path):
 def test_files_with_the_same_content_do_not_mix(tmp_path):
     """Two original files of one name in two folders, with equal bytes; and equal bytes cut in another way."""
     made = model()
-    made.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.zeros((6, 3, 3, 3), np.float32), "w1"))
+    made.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((6, 3, 3, 3), np.float32), "w1"))
     for name, shape in (("z1", (162,)), ("z2", (81,)), ("z3", (81,))):
-        made.graph.initializer.append(numpy_helper.from_array(np.zeros(shape, np.float32), name))
+        made.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), name))
     save(made, tmp_path / "m.onnx", {"w1": "a/x", "z1": "b/x", "z2": "c/x", "z3": "c/x"})
     assert load(tmp_path / "m.onnx").model.SerializeToString() == made.SerializeToString()
 

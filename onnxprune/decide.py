@@ -29,6 +29,8 @@ from onnxprune.network import Group, Layer, Network
 # A group keeps at least this share of its channels, whatever the budget says: an empty layer cuts the network in two.
 FLOOR = 0.1
 # Rows per channel for the statistics that weigh the groups, and the fewest.
+# Multiplications that choosing among the random draws of one group may cost.
+DRAW_BUDGET = 4 * 10**9
 ROWS_PER_CHANNEL, FEWEST_ROWS = 8, 4096
 
 
@@ -139,7 +141,7 @@ def _best_draw(
     """
     predicted = _predictors(view, gains)
     best: tuple[float, int, Tensor, NDArray[np.float64] | None] | None = None
-    tries = method.draws if predicted else 1
+    tries = min(method.draws, max(2, DRAW_BUDGET // max(_work(predicted), 1))) if predicted and method.draws > 1 else 1
     for draw in range(tries + (tries > 1)):
         by_score = draw == tries
         order = (
@@ -170,6 +172,11 @@ def _predictors(view: ChannelView, gains: Mapping[str, float]) -> list[tuple[Rea
         covariance = moments.shrunk().to(reader.columns.device)
         found.append((reader, RefitLosses(covariance, reader.columns.double()), gains[reader.layer]))
     return found
+
+
+def _work(predicted: Sequence[tuple[Reader, RefitLosses, float]]) -> int:
+    """Multiplications that one draw costs: a factorisation and a triangular solve per reader."""
+    return sum(n**3 // 3 + n**2 * losses.weights.shape[1] for r, losses, _ in predicted for n in [r.positions.numel()])
 
 
 def _losses(predicted: Sequence[tuple[Reader, RefitLosses, float]], order: Tensor) -> NDArray[np.float64]:

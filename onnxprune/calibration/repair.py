@@ -20,13 +20,14 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from onnxprune.calibration.observe import Progress, finite
+from onnxprune.calibration.observe import Progress
 from onnxprune.calibration.segments import Parts, reads, segment
 from onnxprune.calibration.sources import Source
 from onnxprune.calibration.store import Arrays, Store
 from onnxprune.calibration.views import batch_norm
 from onnxprune.compensation.least_squares import Regression, Repaired
 from onnxprune.devices import Device
+from onnxprune.errors import DataError
 from onnxprune.graph import surgeon
 from onnxprune.graph.structure import Graph
 from onnxprune.matrix import from_matrix, group_count, outputs, positions, rows, to_matrix
@@ -35,7 +36,7 @@ from onnxprune.rewrite.cut import Cut
 from onnxprune.runtime import Session
 
 # Rows gathered per input of a layer: enough for a well-posed fit, few enough that the sums cost less than the model's run.
-ROWS_PER_INPUT = 16
+ROWS_PER_INPUT = 12
 FEWEST_ROWS = 16384
 # Every fifth batch is not fitted but judges the ridge.
 HELD_EVERY = 5
@@ -218,7 +219,7 @@ class Repair:
         limit = -(-max(ROWS_PER_INPUT * inputs, FEWEST_ROWS) // batches)
         chosen = positions(layer, x, limit, rng)
         target = self._target(layer, teacher, student, chosen)
-        fit.add(finite(rows(layer, x, groups, chosen), layer.input), finite(target, layer.output))
+        fit.add(rows(layer, x, groups, chosen), target)
 
     @staticmethod
     def _outputs(layer: Layer, weight_shape: tuple[int, ...], groups: int) -> int:
@@ -255,6 +256,10 @@ class Repair:
 
     def _refit(self, layer: Layer, fit: Regression, held: Regression) -> LayerRepair:
         device = self.device.torch_device
+        if not (fit.finite() and held.finite()):
+            raise DataError(
+                f"layer {layer.name!r} reads or gives NaN or infinity on the samples", "check the samples' scale, or the model"
+            )
         proto = self._weight(layer)
         value = numpy_helper.to_array(proto)
         matrix = to_matrix(layer, torch.from_numpy(value.astype(np.float64)).to(device))

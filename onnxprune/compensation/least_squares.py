@@ -22,7 +22,7 @@ from torch import Tensor
 # Shares of the mean input variance that are tried as ridge, weakest first.
 RIDGES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)
 # With this many rows per input the weakest ridge is as good as any, and the search is left out.
-PLENTY = 40
+PLENTY = 30
 
 
 class Regression:
@@ -63,6 +63,10 @@ class Regression:
         self.xx = other.xx.clone() if self.xx is None else self.xx + other.xx
         self.xt = other.xt.clone() if self.xt is None else self.xt + other.xt
         self.tt = other.tt.clone() if self.tt is None else self.tt + other.tt
+
+    def finite(self) -> bool:
+        """Whether every row was: one NaN or infinity shows in the sums."""
+        return all(bool(torch.isfinite(t).all()) for t in (self.xt, self.tt) if t is not None)
 
     def moments(self) -> tuple[Tensor, Tensor, Tensor]:
         """Means instead of sums."""
@@ -106,20 +110,38 @@ def least_squares(fit: Regression, held: Regression, weight: Tensor, bias: Tenso
         return Repaired(weight, bias, float("nan"), float("nan"), None)
     before = judge.error(w0, b0)
     plenty = not held.count or fit.count > PLENTY * weight.shape[2]
-    choices = [
-        (judge.error(*found), ridge)
-        for ridge in RIDGES[: 1 if plenty else None]
-        if (found := _solve(fit, w0, b0, ridge, free_bias))
-    ]
-    if not choices or not min(choices)[0] < before:
+    after, ridge = _best_ridge(fit, judge, w0, b0, free_bias, RIDGES[:1] if plenty else RIDGES)
+    if not after < before:
         return Repaired(weight, bias, before, before, None)
-    after, ridge = min(choices)
     whole = Regression()
     whole.merge(fit)
     whole.merge(held)
     found = _solve(whole, w0, b0, ridge, free_bias) or _solve(fit, w0, b0, ridge, free_bias)
     assert found is not None  # the same system was solved a moment ago
     return Repaired(found[0], found[1], before, after, ridge)
+
+
+def _best_ridge(
+    fit: Regression, judge: Regression, w0: Tensor, b0: Tensor, free_bias: bool, ridges: Sequence[float]
+) -> tuple[float, float]:
+    """(error, ridge) at the bottom of the valley: from the second ridge downhill, each step one factorisation."""
+
+    def tried(index: int) -> tuple[float, float]:
+        if not 0 <= index < len(ridges):
+            return float("inf"), 0.0
+        found = _solve(fit, w0, b0, ridges[index], free_bias)
+        return (judge.error(*found) if found else float("inf")), ridges[index]
+
+    start = min(1, len(ridges) - 1)
+    best, weaker = tried(start), tried(start - 1)
+    if weaker < best:
+        return weaker
+    for index in range(start + 1, len(ridges)):
+        stronger = tried(index)
+        if not stronger[0] < best[0]:
+            break
+        best = stronger
+    return best
 
 
 def _solve(data: Regression, w0: Tensor, b0: Tensor, ridge: float, free_bias: bool) -> tuple[Tensor, Tensor] | None:

@@ -28,9 +28,9 @@ from onnxprune.network import Group, Layer, Network
 
 # A group keeps at least this share of its channels, whatever the budget says: an empty layer cuts the network in two.
 FLOOR = 0.1
-# Rows per channel for the statistics that weigh the groups, and the fewest.
 # Multiplications that choosing among the random draws of one group may cost.
 DRAW_BUDGET = 4 * 10**9
+# Rows per channel for the statistics that weigh the groups, and the fewest.
 ROWS_PER_CHANNEL, FEWEST_ROWS = 8, 4096
 
 

@@ -33,7 +33,7 @@ class Store:
     Use it as a context manager: the files go with it.
     """
 
-    def __init__(self, budget: int = 1 << 30) -> None:
+    def __init__(self, budget: int = 1 << 28) -> None:
         self._budget, self._used = budget, 0
         self._batches: list[dict[str, NDArray[Any] | _File]] = []
         self._folder: Path | None = None

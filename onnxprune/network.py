@@ -171,7 +171,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Network:
-    """All that was found in one model. `tensor_channels[t][a]` are the channels along axis a of activation t."""
+    """All that was found in one model. `tensor_channels[t][a]` are the channels along axis a of activation t.
+
+    new_bias_terms: the elements of a bias for each layer that has none and could have one (named after its weight).
+    """
 
     layers: tuple[Layer, ...]
     groups: tuple[Group, ...]
@@ -184,6 +187,7 @@ class Network:
     mac_terms: tuple[Term, ...] = field(repr=False)
     parameter_terms: tuple[Term, ...] = field(repr=False)
     element_bytes: Mapping[str, int] = field(repr=False)
+    new_bias_terms: tuple[Term, ...] = field(default=(), repr=False)
 
     @cached_property
     def layer(self) -> dict[str, Layer]:

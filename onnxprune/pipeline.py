@@ -238,7 +238,8 @@ class _Job:
             return by_ratio(self.request.budget, candidates, 1 - share)
         if kind == "latency":
             return self._by_latency(decisions, share)
-        return by_target(self.request.budget, candidates, resource(self.network, kind), share)
+        rationed = resource(self.network, kind, new_biases=self.request.repair_kind != "none")
+        return by_target(self.request.budget, candidates, rationed, share)
 
     def _check_counts(self, decisions: Sequence[decide.Decision], counts: Counts) -> None:
         """Asked for something, got nothing: that is no result."""

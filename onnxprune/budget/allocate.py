@@ -37,18 +37,21 @@ class Candidate:
 class Resource:
     """What is rationed: a sum of products of kept counts. Called with counts it gives the share that is left of the whole."""
 
-    def __init__(self, full: Mapping[str, int], terms: Sequence[tuple[int, Term]]) -> None:
-        """full: the counts when nothing goes; terms: (weight, term), of which the resource is the sum."""
+    def __init__(self, full: Mapping[str, int], terms: Sequence[tuple[int, Term]], new: Sequence[tuple[int, Term]] = ()) -> None:
+        """full: the counts when nothing goes; terms: (weight, term), of which the resource is the sum.
+
+        new: terms that the result has besides, and the whole has not.
+        """
         self.full = dict(full)
-        self._terms = terms
+        self._terms = [*terms, *new]
         self._of: dict[str, list[tuple[int, Term]]] = {name: [] for name in full}
         self._near: dict[str, set[str]] = {name: {name} for name in full}
-        for weight, term in terms:
+        for weight, term in self._terms:
             groups = {name for axis in term.axes for name in axis.per_channel}
             for name in groups:
                 self._of[name].append((weight, term))
                 self._near[name] |= groups
-        self.whole = max(self.amount(self.full), 1)
+        self.whole = max(sum(weight * term.value(self.full) for weight, term in terms), 1)
 
     def __call__(self, kept: Mapping[str, int]) -> float:
         return self.amount(self.full | dict(kept)) / self.whole
@@ -67,8 +70,9 @@ class Resource:
         return self._near[name]
 
 
-def resource(network: Network, kind: str) -> Resource:
-    """'channels', 'macs', 'params' or 'bytes' of a network."""
+def resource(network: Network, kind: str, *, new_biases: bool = False) -> Resource:
+    """'channels', 'macs', 'params' or 'bytes' of a network. new_biases: layers without a bias are going to get one."""
+    new: list[tuple[int, Term]] = []
     match kind:
         case "channels":
             terms = [(1, Term(g.name, 1, (Axis(0, {g.name: 1}),))) for g in network.groups]
@@ -76,11 +80,13 @@ def resource(network: Network, kind: str) -> Resource:
             terms = [(1, term) for term in network.mac_terms]
         case "params":
             terms = [(1, term) for term in network.parameter_terms]
+            new = [(1, term) for term in network.new_bias_terms]
         case "bytes":
             terms = [(network.element_bytes[term.name], term) for term in network.parameter_terms]
+            new = [(network.element_bytes[term.name], term) for term in network.new_bias_terms]
         case _:
             raise UnknownNameError("target", kind, ["channels", "macs", "params", "bytes", "latency"])
-    return Resource(network.full(), terms)
+    return Resource(network.full(), terms, new if new_biases else ())
 
 
 def by_ratio(budget: str, candidates: Sequence[Candidate], ratio: float) -> Counts:

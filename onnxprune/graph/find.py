@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any, Literal
@@ -38,6 +38,7 @@ def find(graph: Graph) -> Network:
         mac_terms=_mac_terms(layers, slots, groups, count),
         parameter_terms=_parameter_terms(graph, slots, groups, count),
         element_bytes={name: helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for name, t in graph.parameters.items()},
+        new_bias_terms=_new_bias_terms(layers, {t: channel[v[1]] for t, v in flow.tensors.items() if 1 in v}, groups, count),
     )
 
 
@@ -160,6 +161,13 @@ def _mac_terms(layers: Sequence[Layer], slots: Sequence[Slot], groups: Sequence[
         sizes = prod(layer.weight_shape[a] for a in axes)
         terms.append(Term(layer.name, layer.macs // sizes, tuple(axes.values())))
     return tuple(terms)
+
+
+def _new_bias_terms(layers: Sequence[Layer], made: Mapping[str, Ints], groups: Sequence[Group], count: int) -> tuple[Term, ...]:
+    """made: channels along axis 1 of every activation, where Conv, ConvTranspose and Gemm have their outputs."""
+    member_of = _member_of(groups, count)
+    bare = [layer for layer in layers if layer.widen_bias and layer.output in made]
+    return tuple(Term(layer.weight, 1, (_axis(made[layer.output], groups, member_of),)) for layer in bare)
 
 
 def _parameter_terms(graph: Graph, slots: Sequence[Slot], groups: Sequence[Group], count: int) -> tuple[Term, ...]:

@@ -200,6 +200,15 @@ def test_savings_change_only_for_groups_that_share_a_term():
     assert [macs.near(f"g{i}") for i in range(3)] == [{"g0", "g1"}, {"g0", "g1", "g2"}, {"g1", "g2"}]
 
 
+def test_biases_that_a_repair_adds_count_but_not_in_the_whole(network):
+    """Every layer of the tiny network is without one."""
+    plain, repaired = resource(network, "params"), resource(network, "params", new_biases=True)
+    kept = {g.name: g.size // 2 for g in network.groups}
+    assert repaired.amount(kept) - plain.amount(kept) == 4 + 6 + 8 + 5
+    assert repaired.whole == plain.whole
+    assert resource(network, "bytes", new_biases=True).amount(kept) == 4 * repaired.amount(kept)
+
+
 def test_an_unknown_resource():
     with pytest.raises(UnknownNameError, match="no target 'mac'"):
         resource(find(prepare(tiny_network(), {"x": (1, 3, 8, 8)})[0]), "mac")

@@ -124,7 +124,7 @@ def _cut_parameter(
     signatures = {_signature(kept) for kept in users.values()}
     if len(signatures) == 1 and not graph.exposed(name):
         kept = next(iter(users.values()))
-        _store(parameters[name], original, _take(graph, name, kept))
+        replace_numbers(parameters[name], original, _take(graph, name, kept))
         removed[name] = _gone(original, kept)
         _restate_input(model, name, kept)
         return
@@ -136,7 +136,7 @@ def _cut_parameter(
         if key not in clones:
             clones[key] = free_name(f"{name}@{graph.label(node)}", {*parameters, *graph.producer, *graph.inputs})
             removed[clones[key]] = _gone(original, kept)
-            value = _as_read(graph, graph.nodes[node].input[position], name, _take(graph, name, kept))
+            value = as_read(graph, graph.nodes[node].input[position], name, _take(graph, name, kept))
             tensor = numpy_helper.from_array(np.ascontiguousarray(value), clones[key])
             parameters[clones[key]] = surgeon.add_initializer(model, tensor)
         model.graph.node[node].input[position] = clones[key]
@@ -157,7 +157,7 @@ def _take(graph: Graph, name: str, kept: Kept) -> NDArray[Any]:
     return value
 
 
-def _as_read(graph: Graph, tensor: str, parameter: str, value: NDArray[Any]) -> NDArray[Any]:
+def as_read(graph: Graph, tensor: str, parameter: str, value: NDArray[Any]) -> NDArray[Any]:
     """The clone stands where its user reads, behind any Transpose or Unsqueeze: bring it into that order of axes."""
     stored = graph.stored(tensor)
     if tensor == parameter or stored is None:
@@ -169,12 +169,10 @@ def _as_read(graph: Graph, tensor: str, parameter: str, value: NDArray[Any]) -> 
     return moved.reshape(shape)
 
 
-def _store(target: onnx.TensorProto, original: onnx.TensorProto, value: NDArray[Any]) -> None:
-    """Other numbers; the name, the doc string and the metadata stay."""
-    doc, metadata = (
-        original.doc_string,
-        [onnx.StringStringEntryProto.FromString(e.SerializeToString()) for e in original.metadata_props],
-    )
+def replace_numbers(target: onnx.TensorProto, original: onnx.TensorProto, value: NDArray[Any]) -> None:
+    """Other numbers; the name, the doc string and the metadata stay those of `original`."""
+    doc = original.doc_string
+    metadata = [onnx.StringStringEntryProto.FromString(e.SerializeToString()) for e in original.metadata_props]
     target.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), original.name))
     if doc:
         target.doc_string = doc
@@ -214,7 +212,7 @@ class _Edit:
         name = self.graph.nodes[node].input[position]
         if name in self.graph.parameters and len(self.graph.users[name]) == 1 and not self.graph.exposed(name):
             kind = helper.tensor_dtype_to_np_dtype(self._parameters[name].data_type)
-            _store(self._parameters[name], self.graph.parameters[name], value.astype(kind))
+            replace_numbers(self._parameters[name], self.graph.parameters[name], value.astype(kind))
             return
         new = free_name(f"{name}@{self.graph.label(node)}", {*self._parameters, *self.graph.producer, *self.graph.inputs})
         tensor = numpy_helper.from_array(value.astype(np.int64), new)

@@ -102,7 +102,7 @@ def test_the_sum_is_met_as_nearly_as_any_combination_could(seed):
 def test_nearly_always_the_sum_is_the_nearest_there_is():
     cases = [random_case(np.random.default_rng(1000 + seed)) for seed in range(200)]
     gaps = [abs(sum(settle(*case)) - sum(case[1])) - best_gap(*case) for case in cases]
-    assert sum(gap > 1e-9 for gap in gaps) <= 0.05 * len(cases)
+    assert sum(gap > 1e-9 for gap in gaps) <= 1
 
 
 def test_what_is_allowed_already_stays():

@@ -123,6 +123,28 @@ def test_auto_is_within_a_step_of_the_optimum_at_the_same_macs(seed):
     assert total_loss(found, kept) <= best + dearest
 
 
+def greedy_by_the_book(found, macs, share):
+    """Every price computed anew for every step; nothing given back."""
+    kept = {c.name: c.choices.size for c in found}
+    while macs(kept) > share:
+        prices = {
+            c.name: float(c.loss[kept[c.name] - 1] - c.loss[kept[c.name]]) / macs.saved(kept, c.name, kept[c.name] - 1)
+            for c in found
+            if kept[c.name] > 1
+        }
+        kept[min(prices, key=lambda name: prices[name])] -= 1
+    return kept
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_prices_follow_what_the_neighbours_have_lost(seed):
+    found, macs = candidates(seed=seed), chain()
+    plain = greedy_by_the_book(found, macs, 0.4)
+    kept = by_target("auto", found, macs, 0.4)
+    assert all(plain[name] <= kept[name] <= plain[name] + 2 for name in plain)
+    assert total_loss(found, kept) <= total_loss(found, plain)
+
+
 def test_a_dear_first_step_does_not_hide_cheap_ones_behind_it():
     """The losses of one group are not convex: its hull counts."""
     curve = np.array([9.0, 2.2, 2.1, 2.0, 2.0, 0.0])  # removing the first costs 2, the next three next to nothing

@@ -10,10 +10,16 @@ on first use, so that `import onnxprune` costs nothing.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from onnxprune.version import __version__
+
+# Two thread pools take turns, torch's and ONNX Runtime's. Threads that spin while they wait keep the other pool from its cores:
+# on a busy machine with two of them a run took ten times as long. OpenMP reads these when torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 if TYPE_CHECKING:
     from onnxprune.comparison import compare

@@ -258,7 +258,8 @@ class Repair:
         device = self.device.torch_device
         if not (fit.finite() and held.finite()):
             raise DataError(
-                f"layer {layer.name!r} reads or gives NaN or infinity on the samples", "check the samples' scale, or the model"
+                f"NaN or infinity in {layer.input!r}, which layer {layer.name!r} reads, or in its output, on the sample inputs",
+                "check the samples' scale, or the model",
             )
         proto = self._weight(layer)
         value = numpy_helper.to_array(proto)

@@ -5,7 +5,9 @@ comparable only by what they do to the model's outputs. To first order that is a
 
     gain = E ||f(y + noise) - f(y)||^2 / (||noise||^2 * spread of f)
 
-with noise in proportion to each channel's own spread. Each probe runs only the nodes behind the layer, on a handful of samples.
+with noise that looks like the layer's own output (another sample's deviation from the mean): white noise would be averaged away
+by the first pooling behind it. All layers are probed in one session, through an addition behind each, and the probes of all
+layers together cost about one pass over the samples.
 """
 
 from __future__ import annotations
@@ -15,63 +17,89 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
+from onnx import helper
 
 from onnxprune.calibration.observe import Progress
-from onnxprune.calibration.segments import Parts, reads, segment
+from onnxprune.calibration.segments import Parts, segment
 from onnxprune.calibration.sources import Source
-from onnxprune.calibration.store import Arrays
 from onnxprune.devices import Device
-from onnxprune.graph.structure import FLOATS, Graph
+from onnxprune.graph.structure import Graph
 from onnxprune.network import Layer
 from onnxprune.runtime import Session
 
 # Noise power as a share of the layer's variance: small enough for first order, large enough to stand out of rounding.
 POWER = 0.02
-MOST_SAMPLES, MEMORY = 16, 1 << 29
+FEWEST_SAMPLES, MOST_SAMPLES, MEMORY = 4, 16, 1 << 29
+CLEAN, ADDED = "@clean", "@added"
 
 
 def measure_gains(
     graph: Graph, layers: Sequence[Layer], source: Source, *, device: Device, seed: int, progress: Progress
 ) -> dict[str, float]:
     """layer name -> relative squared change of the model's outputs per unit of squared error in the layer's output."""
-    activations = [o for n in graph.nodes for o in n.output if o and o not in graph.constants and graph.types.get(o) in FLOATS]
-    one = sum(4 * prod(graph.shapes[t]) for t in activations)
-    batch = max(1, min(MOST_SAMPLES, source.count, MEMORY // max(one, 1)))
-    feeds = next(source.batches(batch))
-    every = [o for n in graph.nodes for o in n.output if o and o not in graph.constants and o in graph.types]
-    parts = Parts(graph, graph.model)
-    session = Session(parts.model(segment(graph, graph.inputs, every)), device)
-    clean = feeds | session.run(feeds)
-    session.free()
+    outputs = [o for o in graph.outputs if o in graph.types and o not in graph.constants]
+    session = Session(_with_inlets(graph, layers, outputs), device)
+    feeds = next(source.batches(_batch(graph, layers, source)))
+    quiet = {layer.output + ADDED: _silence(graph, layer.output) for layer in layers}
+    clean = session.run(feeds | quiet)
     rng = np.random.default_rng(seed)
     found = {}
     for number, layer in enumerate(layers):
-        found[layer.name] = _gain(graph, parts, layer, clean, device, rng)
+        noise, power = _noise(layer, clean[layer.output + CLEAN], rng)
+        found[layer.name] = 0.0
+        if power > 0:
+            disturbed = session.run(feeds | quiet | {layer.output + ADDED: noise}, outputs)
+            found[layer.name] = sum(_change(clean[o], disturbed[o]) for o in outputs) / power
         progress("weighing the layers", (number + 1) / len(layers))
+    session.free()
     return found
 
 
-def _gain(graph: Graph, parts: Parts, layer: Layer, clean: Arrays, device: Device, rng: np.random.Generator) -> float:
-    value = clean[layer.output]
-    axis = 1 if layer.op.startswith("Conv") else value.ndim - 1
+def _batch(graph: Graph, layers: Sequence[Layer], source: Source) -> int:
+    """Samples per probe: few where there are many layers, so that all probes together stay near one pass; and what fits."""
+    one = sum(4 * prod(graph.shapes[layer.output]) for layer in layers)
+    wanted = max(FEWEST_SAMPLES, min(MOST_SAMPLES, source.count // max(len(layers), 1)))
+    return max(1, min(wanted, source.count, MEMORY // max(one, 1)))
+
+
+def _with_inlets(graph: Graph, layers: Sequence[Layer], outputs: Sequence[str]) -> onnx.ModelProto:
+    """The model with an addition behind every layer: `NAME@clean` + `NAME@added` = `NAME`."""
+    inlets = {layer.output for layer in layers}
+    model = Parts(graph, graph.model).model(segment(graph, graph.inputs, list(dict.fromkeys([*outputs, *inlets]))))
+    nodes = []
+    for node in model.graph.node:
+        nodes.append(node)
+        for i, name in enumerate(node.output):
+            if name in inlets:
+                node.output[i] = name + CLEAN
+                nodes.append(helper.make_node("Add", [name + CLEAN, name + ADDED], [name]))
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+    del model.graph.output[:]
+    for name in outputs:
+        model.graph.output.append(helper.make_tensor_value_info(name, graph.types[name], None))
+    for name in sorted(inlets):
+        model.graph.input.append(helper.make_tensor_value_info(name + ADDED, graph.types[name], None))
+        model.graph.output.append(helper.make_tensor_value_info(name + CLEAN, graph.types[name], None))
+    return model
+
+
+def _silence(graph: Graph, tensor: str) -> NDArray[Any]:
+    """Zeros that broadcast to any size of the tensor."""
+    return np.zeros([1] * len(graph.shapes[tensor]), helper.tensor_dtype_to_np_dtype(graph.types[tensor]))
+
+
+def _noise(layer: Layer, value: NDArray[Any], rng: np.random.Generator) -> tuple[NDArray[Any], float]:
+    """Other samples' deviations with random signs, and their squared sum per position."""
+    axis = 1 if layer.op.startswith("Conv") else value.ndim - (2 if layer.side == "left" else 1)
     others = tuple(a for a in range(value.ndim) if a != axis)
     wide = value.astype(np.float64)
     foreign = np.roll(wide, 1, axis=0) - wide.mean(others, keepdims=True)
     noise = foreign * rng.choice([-1.0, 1.0], (len(wide), *[1] * (wide.ndim - 1))) * POWER**0.5
-    power: float = float((noise**2).sum()) / (value.size / value.shape[axis])
-    if not power > 0:
-        return 0.0
-    behind = _behind(graph, layer.output)
-    at_hand = {name: held for name, held in clean.items() if name not in behind}
-    at_hand[layer.output] = (wide + noise).astype(value.dtype)
-    changed: Arrays = {layer.output: at_hand[layer.output]}
-    part = segment(graph, at_hand, [o for o in graph.outputs if o in behind and o in clean])
-    if part.nodes:
-        session = Session(parts.model(part), device)
-        changed |= session.run(at_hand)
-        session.free()
-    return sum(_change(clean[o], changed[o]) for o in graph.outputs if o in changed) / power
+    return noise.astype(value.dtype), float((noise**2).sum()) / (value.size / value.shape[axis])
 
 
 def _change(before: NDArray[Any], after: NDArray[Any]) -> float:
@@ -80,12 +108,3 @@ def _change(before: NDArray[Any], after: NDArray[Any]) -> float:
         return 0.0
     a, b = before.astype(np.float64), after.astype(np.float64)
     return float(((a - b) ** 2).sum() / max(((a - a.mean(0)) ** 2).sum(), 1e-12 * (a**2).sum(), 1e-30))
-
-
-def _behind(graph: Graph, tensor: str) -> set[str]:
-    """The tensors that depend on this one."""
-    found = {tensor}
-    for index, node in enumerate(graph.nodes):
-        if any(name in found for name in reads(graph, index)):
-            found.update(o for o in node.output if o)
-    return found - {tensor}

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.errors import ProofError
 from onnxprune.figures import Deviation
-
-if TYPE_CHECKING:
-    from onnxprune.validation.accuracy import AccuracyMeter
 
 Array = NDArray[Any]
 
@@ -22,6 +19,12 @@ class Runnable(Protocol):
     """What measuring needs of a runtime.Session."""
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]: ...
+
+
+class Listener(Protocol):
+    """What else wants to see both models' outputs on the way: accuracy.AccuracyMeter."""
+
+    def add(self, original: Mapping[str, Array], pruned: Mapping[str, Array]) -> None: ...
 
 
 def class_axis(shape: tuple[int, ...]) -> int | None:
@@ -115,7 +118,7 @@ class DeviationMeter:
 
 
 def measure(
-    original: Runnable, pruned: Runnable, batches: Iterable[Mapping[str, Array]], accuracy: AccuracyMeter | None = None
+    original: Runnable, pruned: Runnable, batches: Iterable[Mapping[str, Array]], accuracy: Listener | None = None
 ) -> dict[str, Deviation]:
     """Run both models over the batches: output name -> deviation. `accuracy` is fed on the way, from the first output that fits.
 

@@ -10,7 +10,7 @@ import torch
 
 from onnxprune import decide
 from onnxprune.calibration.samples import open_samples
-from onnxprune.compensation.least_squares import errors_by_count
+from onnxprune.compensation.least_squares import RefitLosses
 from onnxprune.contract import Method, Moments
 from onnxprune.devices import choose_device
 from onnxprune.graph import find, load
@@ -48,7 +48,7 @@ def losses_by_hand(view, evidence, order):
         covariance = evidence.statistics[reader.layer, Moments].shrunk()
         ranked = reader.positions[order].reshape(-1)
         others = [i for i in range(len(reader.columns)) if i not in set(ranked.tolist())]
-        errors = errors_by_count(covariance, [reader.columns.double()], torch.tensor([*others, *ranked.tolist()]))
+        errors = RefitLosses(covariance, reader.columns.double()).in_order(torch.tensor([*others, *ranked.tolist()]))
         total = total + evidence.gains[reader.layer] * errors[len(others) :: reader.positions.shape[1]]
     return total.numpy()
 

@@ -24,6 +24,7 @@ ARRAY_SUFFIXES = (".npy", ".npz")
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
+    # zipfile raises NotImplementedError for ways of packing that it cannot read.
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, DecodeError, NotImplementedError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(

@@ -228,8 +228,3 @@ class RefitLosses:
         else:
             steps = (torch.linalg.solve_triangular(factor, self.weights[removal], upper=False) ** 2).sum(1)
         return torch.cat([steps.new_zeros(1), steps.cumsum(0)]).flip(0)
-
-
-def errors_by_count(covariance: Tensor, weights: Sequence[Tensor], order: Tensor, damping: float = 0.01) -> Tensor:
-    """RefitLosses for one order of all inputs: (inputs + 1,). weights: (inputs, n) for each of several readers or positions."""
-    return RefitLosses(covariance, torch.cat([w.to(covariance.dtype) for w in weights], 1), damping).in_order(order)

@@ -227,7 +227,7 @@ def test_two_outputs_are_fine(place, run):
     assert [o.name for o in onnx.load("net.pruned.onnx").graph.output] == ["y", "h2"]
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="POSIX permissions, and root may read everything")
 def test_without_permission_to_read(prune, place):
     (place / "net.onnx").chmod(0)
     prune(says=["net.onnx", "permission"])

@@ -8,7 +8,12 @@ import math
 import pytest
 import torch
 
-from onnxprune.compensation.least_squares import RIDGES, Regression, errors_by_count, least_squares, match_moments
+from onnxprune.compensation.least_squares import RIDGES, RefitLosses, Regression, least_squares, match_moments
+
+
+def errors_by_count(covariance, weights, order, damping=0.01):
+    """The losses of a single order of all inputs; weights: one (inputs, n) per kernel position and output."""
+    return RefitLosses(covariance, torch.cat(weights, 1), damping).in_order(order)
 
 
 def rng(seed=0):

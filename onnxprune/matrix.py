@@ -16,13 +16,11 @@ from onnxprune.network import Layer
 
 
 def group_count(layer: Layer, weight_shape: tuple[int, ...]) -> int:
-    """Groups of the layer once its weight has this shape: a depthwise layer has one for each channel that is left."""
+    """Groups of the layer once its weight has this shape: fewer where whole groups went (of a depthwise layer: channels)."""
     if layer.groups == 1 or not layer.op.startswith("Conv"):
         return 1
-    if layer.op == "Conv":
-        per_group, channels = layer.weight_shape[1], layer.weight_shape[0]
-        return weight_shape[0] * layer.groups // channels if per_group == 1 else layer.groups
-    return weight_shape[0] if layer.weight_shape[0] == layer.groups else layer.groups
+    depthwise = layer.weight_shape[1] == 1 if layer.op == "Conv" else layer.weight_shape[0] == layer.groups
+    return weight_shape[0] * layer.groups // layer.weight_shape[0] if depthwise or layer.whole_groups else layer.groups
 
 
 def to_matrix(layer: Layer, weight: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Role = Literal["makes", "reads", "follows"]
+Kind = Literal["channel", "neuron", "head", "head-width", "embedding", "recurrent", "expert"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class Layer:
     residual: Residual | None = None
     shared: bool = False
     widen_bias: bool = False
+    whole_groups: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class Group:
     """Channels with the same members. `ids` are their numbers in the network, in order of first appearance."""
 
     name: str
-    kind: Literal["channel", "neuron"]
+    kind: Kind
     ids: Ints = field(repr=False)
     members: tuple[Member, ...] = field(repr=False)
     makers: tuple[str, ...]

@@ -6,26 +6,36 @@ import itertools
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from onnx import helper
 
-from onnxprune.graph.labels import Flow
-from onnxprune.graph.structure import FLOATS, Graph
+from onnxprune.graph.facts import FLOATS
+from onnxprune.graph.joints import resolve
+from onnxprune.graph.labels import Flow, components
+from onnxprune.graph.structure import Graph
 from onnxprune.graph.surroundings import surroundings
 from onnxprune.graph.walk import walk
-from onnxprune.network import Axis, Bools, Group, Ints, Layer, Member, Network, Pin, Slot, Term
+from onnxprune.network import Axis, Bools, Group, Ints, Kind, Layer, Member, Network, Pin, Slot, Term
 
 
-def find(graph: Graph) -> Network:
-    """Layers, groups, pins and costs of a traced model."""
+def find(graph: Graph, *, inner: bool = False) -> Network:
+    """Layers, groups, pins and costs of a traced model. `inner`: of split channels prefer the inner part (widths to heads)."""
     flow = walk(graph)
     count, channel = flow.components()
+    free, held = resolve(flow, channel, _pinned(flow, channel, count), inner=inner)
+    count, merged = components(count, free)
+    channel = merged[channel]
+    joint_pins = np.zeros(count, bool)
+    joint_pins[merged[held]] = True
     slots = tuple(Slot(s.parameter, s.node, s.input, s.axis, s.role, channel[s.labels]) for s in flow.slots)
-    pinned = _pinned(flow, channel, count)
-    layers = tuple(surroundings(graph, layer) for layer in flow.layers)
-    groups, loose = _groups(slots, layers, pinned, count)
+    summed = np.zeros(count, bool)
+    for labels in flow.summed:
+        summed[channel[labels]] = True
+    layers = tuple(_grouped(flow, channel, joint_pins, surroundings(graph, layer)) for layer in flow.layers)
+    kinds = {int(c): kind for labels, kind in reversed(flow.kinds) for c in channel[labels]}
+    groups, loose = _groups(slots, layers, joint_pins, summed, kinds, count)
     return Network(
         layers=layers,
         groups=groups,
@@ -42,6 +52,12 @@ def find(graph: Graph) -> Network:
     )
 
 
+def _grouped(flow: Flow, channel: Ints, pinned: Bools, layer: Layer) -> Layer:
+    """Says of a grouped convolution whether its groups can go."""
+    groups = flow.blocks.get(layer.node)
+    return layer if groups is None else replace(layer, whole_groups=not bool(pinned[channel[groups]].all()))
+
+
 def _pinned(flow: Flow, channel: Ints, count: int) -> Bools:
     mask = np.zeros(count, bool)
     for pin in flow.pins:
@@ -49,14 +65,16 @@ def _pinned(flow: Flow, channel: Ints, count: int) -> Bools:
     return mask
 
 
-def _groups(slots: Sequence[Slot], layers: Sequence[Layer], pinned: Bools, count: int) -> tuple[tuple[Group, ...], Bools]:
+def _groups(
+    slots: Sequence[Slot], layers: Sequence[Layer], pinned: Bools, summed: Bools, kinds: Mapping[int, Kind], count: int
+) -> tuple[tuple[Group, ...], Bools]:
     """Free channels with the same members form a group. Also returns the free channels that nothing makes or nothing reads."""
     roles = {role: np.zeros(count, bool) for role in ("makes", "reads", "follows")}
     present = np.zeros(count, bool)
     for slot in slots:
         roles[slot.role][slot.channels] = True
         present[slot.channels] = True
-    free = ~pinned & roles["makes"] & roles["reads"]
+    free = ~pinned & roles["makes"] & (roles["reads"] | summed)
     loose = ~pinned & present & ~free
     # A random number per slot, summed over a channel's positions, is equal for two channels exactly when their members are.
     marks = np.random.default_rng(0).integers(1, 2**62, len(slots), dtype=np.int64)
@@ -71,7 +89,10 @@ def _groups(slots: Sequence[Slot], layers: Sequence[Layer], pinned: Bools, count
     by_node = {layer.node: layer for layer in layers}
     groups: dict[str, Group] = {}
     for ids in found.values():
-        group = _group(np.array(ids, np.int64), slots, by_node, count)
+        if len(ids) == 1:
+            loose[ids] = True  # what hangs together with everything else can only go with all of it
+            continue
+        group = _group(np.array(ids, np.int64), slots, by_node, kinds, count)
         name = _unique(group.name, groups)
         groups[name] = replace(group, name=name)
     return tuple(groups.values()), loose
@@ -83,7 +104,7 @@ def _unique(name: str, taken: Container[str]) -> str:
     return next(numbered for i in itertools.count(2) if (numbered := f"{name}#{i}") not in taken)
 
 
-def _group(ids: Ints, slots: Sequence[Slot], by_node: dict[int, Layer], count: int) -> Group:
+def _group(ids: Ints, slots: Sequence[Slot], by_node: dict[int, Layer], kinds: Mapping[int, Kind], count: int) -> Group:
     place = np.full(count, -1, np.int64)
     place[ids] = np.arange(len(ids))
     members, makers, readers = [], [], []
@@ -103,7 +124,7 @@ def _group(ids: Ints, slots: Sequence[Slot], by_node: dict[int, Layer], count: i
             readers.append(layer.name)
     ops = {by_node[slots[m.slot].node].op for m in members if slots[m.slot].node in by_node}
     spatial = any(op.startswith("Conv") for op in ops)
-    kind: Literal["channel", "neuron"] = "channel" if spatial else "neuron"
+    kind = kinds.get(int(ids[0]), "channel" if spatial else "neuron")
     return Group(
         makers[0] if makers else first,
         kind,

@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 
 from onnxprune.errors import OnnxpruneError
 from onnxprune.graph.structure import Graph
-from onnxprune.network import Geometry, Ints, Layer, Role
+from onnxprune.network import Geometry, Ints, Kind, Layer, Role
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,28 @@ class LabelledPin:
     labels: Ints
 
 
+@dataclass(frozen=True)
+class Joint:
+    """Positions laid out along several axes (a splitting Reshape: heads x width, groups x channels).
+
+    What goes has to be a product: whole slices along one of the axes. Which axis that is, is chosen when all pins are known.
+
+    labels      one label per position, n-dimensional
+    marginals   one label array per axis: the label of slice i lives as long as one of its positions does
+    """
+
+    labels: Ints
+    marginals: tuple[Ints, ...]
+
+
 class Flow:
     """What is known while the walk goes on. Rules call its methods; nothing else changes it.
 
     sizes   shape arithmetic that carries channel counts: entry i of a tensor counts the labels counted[sizes[tensor][i]];
             -1 is a plain number
+    kinds   labels that are more than a plain channel (heads, recurrent units ...)
+    summed  labels over which two activations are multiplied and summed: zero there is as good as gone
+    blocks  grouped convolution -> the labels of its groups
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -57,6 +74,11 @@ class Flow:
         self.ties: list[tuple[Ints, Ints]] = []
         self.counted: list[Ints] = []
         self.sizes: dict[str, Ints] = {}
+        self.joints: list[Joint] = []
+        self.kinds: list[tuple[Ints, Kind]] = []
+        self.summed: list[Ints] = []
+        self.blocks: dict[int, Ints] = {}
+        self._joint_of: dict[object, Joint] = {}
 
     def fresh(self, count: int) -> Ints:
         """`count` new labels."""
@@ -92,6 +114,49 @@ class Flow:
         for labels in self.labels(tensor).values():
             self.pin(labels, tensor, reason)
 
+    def split(self, labels: Ints) -> list[Ints | None]:
+        """Labels of positions laid out along several axes -> labels for each axis, None for an axis that carries nothing."""
+        found: list[Ints | None] = [None] * labels.ndim
+        varying = [a for a in range(labels.ndim) if bool((labels != labels.take([0], axis=a)).any())]
+        flat = labels[tuple(slice(None) if a in varying else 0 for a in range(labels.ndim))]
+        if len(varying) == 1:
+            found[varying[0]] = flat
+        elif varying:
+            for axis, marginal in zip(varying, self.joint(flat).marginals, strict=True):
+                found[axis] = marginal
+        return found
+
+    def joint(self, labels: Ints, marginals: Sequence[Ints] | None = None) -> Joint:
+        """The joint of these labels; the same one for the same labels."""
+        key = labels.shape, labels.tobytes()
+        if key not in self._joint_of:
+            given = tuple(marginals or [self.fresh(n) for n in labels.shape])
+            made = Joint(labels, given)
+            self.joints.append(made)
+            self._joint_of[key] = self._joint_of[_key(given)] = made
+        return self._joint_of[key]
+
+    def merge(self, labels: Sequence[Ints | None], sizes: Sequence[int]) -> Ints:
+        """The inverse of split: one label per position of several axes, of which at least one carries labels."""
+        carrying = [a for a, found in enumerate(labels) if found is not None]
+        parts = [np.asarray(labels[a]) for a in carrying]
+        whole = parts[0]
+        if len(parts) > 1:
+            known = self._joint_of.get(_key(parts))
+            if known is None:
+                lengths = [len(p) for p in parts]
+                known = self.joint(self.fresh(int(np.prod(lengths))).reshape(lengths), parts)
+            order: list[int] = []
+            for part in parts:
+                order.append(next(i for i, m in enumerate(known.marginals) if i not in order and np.array_equal(m, part)))
+            whole = known.labels.transpose(order)
+        spread = [sizes[a] if a in carrying else 1 for a in range(len(sizes))]
+        return np.broadcast_to(whole.reshape(spread), sizes)
+
+    def mark(self, labels: Ints, kind: Kind) -> None:
+        """These labels are channels of a special kind."""
+        self.kinds.append((labels, kind))
+
     def need(self, tensor: str, axis: int, length: int, reason: str) -> Ints:
         """The labels along an axis; where there are none, new ones that are pinned for `reason`."""
         found = self.labels(tensor).get(axis)
@@ -111,13 +176,17 @@ class Flow:
 
     def components(self) -> tuple[int, Ints]:
         """Number of channels, and the channel of every label."""
-        if not self.ties:
-            return self.count, np.arange(self.count, dtype=np.int64)
-        a = np.concatenate([t[0].reshape(-1) for t in self.ties])
-        b = np.concatenate([t[1].reshape(-1) for t in self.ties])
-        joined = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(self.count, self.count))
-        count, found = connected_components(joined, directed=False)
-        return int(count), found.astype(np.int64)
+        return components(self.count, self.ties)
+
+
+def components(count: int, ties: Sequence[tuple[Ints, Ints]]) -> tuple[int, Ints]:
+    """Number of connected components of `count` points, and the component of each."""
+    if not ties:
+        return count, np.arange(count, dtype=np.int64)
+    a, b = (np.concatenate([t[side].reshape(-1) for t in ties]) for side in (0, 1))
+    joined = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(count, count))
+    found, part = connected_components(joined, directed=False)
+    return int(found), part.astype(np.int64)
 
 
 class Resizer(Protocol):
@@ -127,6 +196,9 @@ class Resizer(Protocol):
 
     def kept(self, tensor: str, axis: int) -> Ints | None:
         """Positions that stay along an axis of an activation of the original, None where all do."""
+
+    def stored_shape(self, node: int, position: int) -> tuple[int, ...]:
+        """Shape of a constant input after the cut."""
 
     def set_input(self, node: int, position: int, value: NDArray[Any]) -> None: ...
 
@@ -190,3 +262,8 @@ def layer_geometry(graph: Graph, index: int, spatial_in: Sequence[int], kernel: 
     elif mode == "VALID":
         pads = (0,) * (2 * rank)
     return Geometry(tuple(kernel), strides, dilations, pads, tuple(graph.attribute(index, "output_padding") or [0] * rank))
+
+
+def _key(parts: Sequence[Ints]) -> object:
+    """The same for the same label arrays in any order."""
+    return tuple(sorted(p.tobytes() for p in parts))

@@ -118,6 +118,10 @@ def _check(model: onnx.ModelProto, name: str) -> list[str]:
     if not surgeon.is_sorted(model.graph):
         surgeon.sort(model, name)
         notes.append("the nodes were not in topological order; the result has them sorted")
+    listed = {i.name for i in model.graph.input}
+    if model.ir_version < 4 and any(t.name not in listed for t in model.graph.initializer):
+        model.ir_version = 4
+        notes.append("IR version 3 wants every weight listed as an input, which they are not; the result has IR version 4")
     if stored_bytes(model) < SERIALISABLE:
         try:
             onnx.checker.check_model(model)

@@ -8,16 +8,19 @@ value. So counts are followed through the operators that only move numbers, and 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from onnxprune.graph.labels import Flow
+from onnxprune.graph.facts import MOVE
+from onnxprune.graph.labels import Flow, Resizer
+from onnxprune.graph.structure import Graph
 from onnxprune.network import Ints
 
-MOVE = {"Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze"}
 # Input of an operator that states lengths of its output: its rule looks at the counts itself.
-STATE = {"Reshape": 1, "Resize": 3}
+STATE = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1, "Resize": 3}
 
 
 def read(flow: Flow, index: int) -> None:
@@ -81,12 +84,14 @@ def pin_counts(flow: Flow, tensor: str, reason: str) -> None:
             flow.pin(flow.counted[number], tensor, reason)
 
 
-def settle(flow: Flow, index: int, tensor: str, stated: Mapping[int, int], found: dict[int, Ints]) -> None:
-    """`tensor`, computed in the graph, states lengths of the output: entry stated[axis] that of `axis`.
+def settle(flow: Flow, index: int, position: int, stated: Mapping[int, int], found: dict[int, Ints]) -> None:
+    """Input `position` states lengths of the output: entry stated[axis] that of `axis`.
 
-    An axis keeps its labels in `found` if that entry counts channels: these are tied to them, so that the number stays right. The
-    labels of other axes are pinned, and so are channels whose count is stated for an axis without labels.
+    An axis keeps its labels in `found` if that entry can be stated anew (it is stored), or counts channels: these are tied to
+    them, so that the number stays right. The labels of other axes are pinned, and so are channels whose count is stated for
+    an axis without labels.
     """
+    tensor = flow.graph.input(index, position)
     counts = flow.sizes.get(tensor)
     for axis, entry in stated.items():
         counted = flow.counted[counts[entry]] if counts is not None and counts[entry] >= 0 else None
@@ -94,7 +99,38 @@ def settle(flow: Flow, index: int, tensor: str, stated: Mapping[int, int], found
         if counted is not None and labels is not None and len(counted) == len(labels):
             flow.tie(counted, labels)
             continue
-        if labels is not None:
+        if labels is not None and place(flow.graph, index, position, entry) is None:
             flow.pin(found.pop(axis), tensor, f"{flow.graph.label(index)!r} takes the number of these channels from the graph")
         if counted is not None:
             flow.pin(counted, tensor, f"{flow.graph.label(index)!r} uses the size of these channels for something else")
+
+
+def place(graph: Graph, index: int, position: int, entry: int) -> tuple[int, int, int] | None:
+    """(node, input, entry) that stores an entry of an input: the input itself or a part of the Concat that makes it."""
+    name = graph.input(index, position)
+    if name in graph.constants:
+        return (index, position, entry) if name in graph.values else None
+    producer = graph.producer.get(name)
+    if producer is None or graph.nodes[producer].op_type != "Concat" or graph.sole_user(name) is None:
+        return None
+    for part, source in enumerate(graph.nodes[producer].input):
+        length = int(np.prod(graph.shapes[source]))
+        if entry < length:
+            return place(graph, producer, part, entry)
+        entry -= length
+    return None
+
+
+def restate(edit: Resizer, index: int, position: int, wanted: Mapping[int, int]) -> None:
+    """Write other numbers into entries of an input, wherever they are stored; entries that follow at run time stay."""
+    changed: dict[tuple[int, int], NDArray[Any]] = {}
+    for entry, number in wanted.items():
+        found = place(edit.graph, index, position, entry)
+        if found is None:
+            continue
+        node, at, offset = found
+        value = changed.setdefault((node, at), edit.graph.values[edit.graph.input(node, at)].copy())
+        value.reshape(-1)[offset] = number
+    for (node, at), value in changed.items():
+        if (value != edit.graph.values[edit.graph.input(node, at)]).any():
+            edit.set_input(node, at, value)

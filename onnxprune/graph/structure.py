@@ -14,17 +14,12 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, defs, helper, numpy_helper, shape_inference
-from onnx.reference import ReferenceEvaluator
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph import surgeon
+from onnxprune.graph.facts import FLOATS, Facts
 
-# Values with more elements than this are weights, not shape arithmetic.
-SMALL = 4096
-FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
-# Constant inputs, yet another value in every run.
-RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 
@@ -45,6 +40,7 @@ class Graph:
 
     shapes, types   of every tensor whose shape is known at the trial sizes
     values          known small values: constants and shape arithmetic (at the trial sizes)
+    fixed           for each of them, which entries are the same at all sizes of the open axes
     parameters      initializers and values of Constant nodes, by name
     constants       tensors computed from parameters alone
     captured        tensors read inside subgraphs (If, Loop, Scan)
@@ -61,6 +57,7 @@ class Graph:
     shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
     types: Mapping[str, int] = field(repr=False)
     values: Mapping[str, NDArray[Any]] = field(repr=False)
+    fixed: Mapping[str, NDArray[np.bool_]] = field(repr=False)
     constants: frozenset[str] = field(repr=False)
     opset: int
 
@@ -145,6 +142,8 @@ class Graph:
 def prepare(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None = None) -> tuple[Graph, int]:
     """Trace `model`; weights that the graph computes from constants are folded first, in place. Also returns how many were."""
     graph = trace(model, sizes)
+    if surgeon.settle(model, _known_sizes(graph)) + surgeon.part_concats(model):
+        graph = trace(model, sizes)
     computed = {
         name
         for node in graph.nodes
@@ -156,6 +155,15 @@ def prepare(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None = 
         return graph, 0
     folded = surgeon.fold(model, computed)
     return trace(model, sizes), len(folded)
+
+
+def _known_sizes(graph: Graph) -> dict[str, NDArray[Any]]:
+    """Shape arithmetic that comes out the same whatever the open axes are, with its values."""
+    return {
+        name: value
+        for name, value in graph.values.items()
+        if name in graph.producer and name not in graph.constants and name in graph.fixed and bool(graph.fixed[name].all())
+    }
 
 
 def _to_fold(graph: Graph, node: onnx.NodeProto, position: int, name: str) -> bool:
@@ -189,7 +197,7 @@ def trace(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None = No
         for position, name in enumerate(node.input):
             users.setdefault(name, []).append((index, position))
         captured |= surgeon.captured(node)
-    facts = _Facts(model, parameters, inputs)
+    facts = Facts(model, parameters, inputs)
     return Graph(
         model=model,
         nodes=graph.node,
@@ -202,6 +210,7 @@ def trace(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None = No
         shapes=facts.shapes,
         types=facts.types,
         values=facts.values,
+        fixed=facts.fixed,
         constants=frozenset(facts.constants),
         opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1),
     )
@@ -253,111 +262,3 @@ def _trial(dim: Any, axis: int, rank: int, symbols: Mapping[str, int]) -> int:
     if axis == 0:
         return 1
     return {4: 224, 5: 32}.get(rank, 64)
-
-
-class _Facts:
-    """One forward pass over the nodes: types by ONNX's own shape inference, small values by its reference evaluator."""
-
-    def __init__(
-        self, model: onnx.ModelProto, parameters: Mapping[str, TensorProto], inputs: Mapping[str, tuple[int, ...]]
-    ) -> None:
-        self.opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
-        self.imports, self.ir_version = list(model.opset_import), model.ir_version
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.types: dict[str, int] = {}
-        self.protos: dict[str, onnx.TypeProto] = {}
-        self.values: dict[str, NDArray[Any]] = {}
-        self.constants: set[str] = set(parameters)
-        self.functions = {(f.domain, f.name): f for f in model.functions}
-        self.declared = {v.name: v.type for v in [*model.graph.value_info, *model.graph.output]}
-        elements = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}
-        for name, tensor in parameters.items():
-            self._type(name, tensor.data_type, tuple(tensor.dims))
-            if int(np.prod(tensor.dims)) <= SMALL:
-                self.values[name] = np.asarray(numpy_helper.to_array(tensor))
-        for sparse in model.graph.sparse_initializer:
-            self._type(sparse.values.name, sparse.values.data_type, tuple(sparse.dims))
-            self.constants.add(sparse.values.name)
-        for name, shape in inputs.items():
-            self._type(name, elements[name], shape)
-        for node in model.graph.node:
-            self._visit(node)
-
-    def _type(self, name: str, element: int, shape: tuple[int, ...]) -> None:
-        self.types[name], self.shapes[name] = element, shape
-        self.protos[name] = helper.make_tensor_type_proto(element, shape)
-
-    def _visit(self, node: onnx.NodeProto) -> None:
-        if all(name in self.shapes for name in node.output if name):
-            return
-        names = [name for name in node.input if name]
-        if node.op_type not in RANDOM and all(n in self.constants for n in names) and not _has_graph(node):
-            self.constants.update(o for o in node.output if o)
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        if all(name in self.protos for name in names) and domain in self.opsets:
-            if (domain, node.op_type) in self.functions:
-                self._infer_function(node, names)
-            elif defs.has(node.op_type, domain):
-                self._infer(node, names, domain)
-        for name in node.output:
-            if name and name not in self.shapes and name in self.declared:
-                self._learn(name, self.declared[name])
-        self._evaluate(node, names)
-
-    def _learn(self, name: str, proto: onnx.TypeProto) -> None:
-        tensor = proto.tensor_type
-        if tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim):
-            self._type(name, tensor.elem_type, tuple(d.dim_value for d in tensor.shape.dim))
-
-    def _infer_function(self, node: onnx.NodeProto, names: list[str]) -> None:
-        """A function of the model's own: ONNX infers through its body."""
-        outputs = [onnx.ValueInfoProto(name=o) for o in node.output if o]
-        inputs = [onnx.ValueInfoProto(name=n, type=self.protos[n]) for n in dict.fromkeys(names)]
-        small = helper.make_model(
-            helper.make_graph([node], "one", inputs, outputs), opset_imports=self.imports, functions=list(self.functions.values())
-        )
-        for value in shape_inference.infer_shapes(small).graph.output:
-            self._learn(value.name, value.type)
-
-    def _infer(self, node: onnx.NodeProto, names: list[str], domain: str) -> None:
-        data = {name: numpy_helper.from_array(self.values[name], name) for name in names if name in self.values}
-        types = {name: self.protos[name] for name in names}
-        try:
-            schema = defs.get_schema(node.op_type, self.opsets[domain], domain)
-            found = shape_inference.infer_node_outputs(
-                schema, node, types, data, opset_imports=self.imports, ir_version=self.ir_version
-            )
-        except onnx.checker.ValidationError as error:
-            raise ModelError(
-                f"node {node.name or node.output[0]!r} is not valid: {str(error).splitlines()[0]}", "export it again"
-            ) from error
-        except (shape_inference.InferenceError, RuntimeError, defs.SchemaError):
-            return
-        for name, proto in found.items():
-            self._learn(name, proto)
-
-    def _evaluate(self, node: onnx.NodeProto, names: list[str]) -> None:
-        """Compute the node if all it needs is known and small: this is how shape arithmetic is followed."""
-        if node.op_type in ("Shape", "Size"):
-            if names[0] not in self.shapes:
-                return
-            inputs: dict[str, Any] = {names[0]: np.empty(self.shapes[names[0]], np.uint8)}
-        elif not all(name in self.values for name in names) or _has_graph(node):
-            return
-        else:
-            inputs = {name: self.values[name] for name in names}
-        outputs = [o for o in node.output if o]
-        if any(int(np.prod(self.shapes.get(o, (1,)))) > SMALL for o in outputs):
-            return
-        try:
-            results = ReferenceEvaluator(node, opsets=self.opsets).run(outputs, inputs)
-        except Exception:  # an operator the evaluator lacks is no error: its value is just not known
-            return
-        for name, value in zip(outputs, results, strict=True):
-            self.values[name] = np.asarray(value)
-            if name not in self.shapes:
-                self._type(name, helper.np_dtype_to_tensor_dtype(self.values[name].dtype), self.values[name].shape)
-
-
-def _has_graph(node: onnx.NodeProto) -> bool:
-    return any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute)

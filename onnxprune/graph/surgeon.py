@@ -8,17 +8,22 @@ original protobuf, which keeps everything else as it was.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+import itertools
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 from onnx_graphsurgeon.logger.logger import G_LOGGER, LoggerSuppress
 
 from onnxprune.errors import ModelError
 
 # Above all severities of graphsurgeon, which prints to stdout what our errors say better.
 SILENT = 100
+# Inputs by which a node is told sizes.
+SIZES = {"ConstantOfShape": (0,), "Expand": (1,), "Reshape": (1,), "Resize": (3,), "Slice": (1, 2), "Tile": (1,)}
 
 
 def is_sorted(graph: onnx.GraphProto) -> bool:
@@ -76,6 +81,48 @@ def fold(model: onnx.ModelProto, wanted: set[str]) -> set[str]:
     _drop(model.graph.node, lambda node: bool(set(node.output) & folded))
     clean(model, {name for name in ancestors if name not in folded})
     return folded
+
+
+def settle(model: onnx.ModelProto, known: Mapping[str, NDArray[Any]]) -> int:
+    """Replace the nodes that compute the tensors `known` by initializers of the same name, in place; returns how many."""
+    graph = model.graph
+    nodes = [node for node in graph.node if node.output and all(o in known for o in node.output if o)]
+    settled = {o for node in nodes for o in node.output if o}
+    if not settled:
+        return 0
+    ancestors = _ancestors(graph, settled)
+    _drop(graph.node, lambda node: bool(node.output) and all(o in settled for o in node.output if o))
+    for name in sorted(settled & _read(graph)):
+        add_initializer(model, onnx.numpy_helper.from_array(known[name], name))
+    clean(model, ancestors - settled - {i.name for i in graph.input})
+    return len(nodes)
+
+
+def part_concats(model: onnx.ModelProto) -> int:
+    """Give every reader of a small computed shape a Concat of its own, so that each may state other sizes; returns how many."""
+    graph = model.graph
+    concats = {node.output[0]: node for node in graph.node if node.op_type == "Concat"}
+    reads_of = Counter(name for node in graph.node for name in reads(node)) + Counter(o.name for o in graph.output)
+    taken = {name for node in graph.node for name in node.output} | {t.name for t in graph.initializer}
+    nodes, made = [], 0
+    for node in graph.node:
+        for position in SIZES.get(node.op_type, ()):
+            name = node.input[position] if position < len(node.input) else ""
+            if name not in concats or reads_of[name] == 1:
+                continue
+            copy = onnx.NodeProto.FromString(concats[name].SerializeToString())
+            copy.name, copy.output[0] = "", next(n for i in itertools.count(1) if (n := f"{name}#{i}") not in taken)
+            taken.add(copy.output[0])
+            reads_of[name] -= 1
+            node.input[position] = copy.output[0]
+            nodes.append(copy)
+            made += 1
+        nodes.append(node)
+    if made:
+        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del graph.node[:]
+        graph.node.extend(copies)
+    return made
 
 
 def add_initializer(model: onnx.ModelProto, tensor: onnx.TensorProto) -> onnx.TensorProto:

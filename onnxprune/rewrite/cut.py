@@ -207,6 +207,15 @@ class _Edit:
         keep = np.flatnonzero(self._alive[channels])
         return keep if len(keep) < len(channels) else None
 
+    def stored_shape(self, node: int, position: int) -> tuple[int, ...]:
+        name = self._model.graph.node[node].input[position]
+        if name in self._parameters:
+            return tuple(self._parameters[name].dims)
+        stored = self.graph.stored(name)  # behind Identity, Transpose and the like
+        assert stored is not None, name
+        dims = self._parameters[stored.parameter].dims
+        return tuple(1 if a is None else dims[a] for a in stored.axes)
+
     def set_input(self, node: int, position: int, value: NDArray[Any]) -> None:
         """In place where this node alone reads a stored value, else a new initializer: others may need the old one."""
         name = self.graph.nodes[node].input[position]

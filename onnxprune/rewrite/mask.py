@@ -16,12 +16,21 @@ from onnxprune.rewrite.cut import cut
 
 
 def masked_twin(graph: Graph, network: Network, alive: Bools) -> onnx.ModelProto:
-    """Nothing else than readers' weights is touched: whatever flows in a removed channel, nothing reads it any more."""
+    """Readers' weights alone are touched: whatever flows in a removed channel, nothing reads it any more.
+
+    Channels that no weights read, because two activations are multiplied over them (the width of attention heads), are zero from
+    the start instead.
+    """
     model = cut(graph, network, np.ones_like(alive)).model
     stored = {t.name: t for t in model.graph.initializer}
+    read = np.zeros_like(alive)
     for slot in network.slots:
-        dead = np.flatnonzero(~alive[slot.channels])
-        if slot.role != "reads" or not len(dead):
+        if slot.role == "reads":
+            read[slot.channels] = True
+    for slot in network.slots:
+        touched = ~alive[slot.channels] if slot.role == "reads" else ~(alive | read)[slot.channels]
+        dead = np.flatnonzero(touched)
+        if not len(dead):
             continue
         name = slot.parameter
         if len(graph.end_users(name)) > 1 or graph.exposed(name) or name not in stored:

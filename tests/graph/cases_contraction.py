@@ -30,6 +30,22 @@ simple(
     reads=8,
 )
 simple(
+    "conv_of_many_groups_loses_whole_ones",
+    [node("Conv", "a w b_", "b", name="mid", group=6)],
+    {"w": values(18, 2, 3, 3), "b_": values(18)},
+    {"first": 6},
+    reads=18,
+    channels=12,
+)
+simple(
+    "conv_transpose_of_many_groups_loses_whole_ones",
+    [node("ConvTranspose", "a w b_", "b", name="mid", group=6)],
+    {"w": values(12, 3, 3, 3), "b_": values(18)},
+    {"first": 6},
+    reads=18,
+    channels=12,
+)
+simple(
     "conv_depthwise", [node("Conv", "a w b_", "b", name="mid", group=6)], {"w": values(6, 1, 3, 3), "b_": values(6)}, {"first": 6}
 )
 simple(
@@ -189,9 +205,41 @@ CASES["matmul_of_two_activations"] = dense(
         node("MatMul", "q kt", "y", name="qk"),
     ],
     {"w1": values(5, 7), "w2": values(5, 7)},
-    {},
-    (("q", "two activations"), ("kt", "two activations")),
+    {"q_": 7},
     shape=("N", 3, 5),
+)
+HEADS = [
+    node("MatMul", "x wq", "q", name="q_"),
+    node("MatMul", "x wk", "k", name="k_"),
+    node("MatMul", "x wv", "v", name="v_"),
+    *(node("Reshape", f"{n} split", f"{n}s") for n in "qkv"),
+    *(node("Transpose", f"{n}s", f"{n}h", perm=[0, 2, 1, 3]) for n in "qv"),
+    node("Transpose", "ks", "kh", perm=[0, 2, 3, 1]),
+    node("MatMul", "qh kh", "scores"),
+    node("Softmax", "scores", "p", axis=-1),
+    node("MatMul", "p vh", "c"),
+    node("Transpose", "c", "ct", perm=[0, 2, 1, 3]),
+    node("Reshape", "ct join", "o"),
+    node("MatMul", "o wo", "y", name="out"),
+]
+HEAD_WEIGHTS = {n: values(8, 12) for n in ("wq", "wk", "wv")} | {"wo": values(12, 8), "join": ints(0, 0, 12)}
+CASES["attention_heads"] = dense(
+    HEADS, HEAD_WEIGHTS | {"split": ints(0, 0, 4, 3)}, {"q_": 4}, shape=("N", 5, 8)
+)
+CASES["attention_of_one_head_loses_width"] = dense(
+    HEADS, HEAD_WEIGHTS | {"split": ints(0, 0, 1, 12)}, {"q_": 12, "v_": 12}, shape=("N", 5, 8)
+)
+CASES["einsum_heads"] = dense(
+    [
+        node("Einsum", "x wq", "q", name="q_", equation="bsc,chd->bshd"),
+        node("Einsum", "x wk", "k", name="k_", equation="bsc,chd->bshd"),
+        node("Einsum", "q k", "p", equation="bshd,bthd->bhst"),
+        node("Reshape", "p join", "r"),
+        node("MatMul", "r wo", "y", name="out"),
+    ],
+    {"wq": values(8, 4, 3), "wk": values(8, 4, 3), "join": ints(0, 100), "wo": values(100, 8)},
+    {"wq": 4, "wq#2": 3},
+    shape=("N", 5, 8),
 )
 CASES["layers_of_constants_alone"] = dense(
     [node("MatMul", "c w0", "cw", name="zero"), node("Gemm", "x w1 cw", "h", name="one"), node("Gemm", "h w2", "y", name="two")],

@@ -98,8 +98,7 @@ simple(
     "reshape_splits",
     [node("Reshape", "a to", "r"), node("Transpose", "r", "t", perm=[0, 2, 1, 3, 4]), node("Reshape", "t back", "b")],
     {"to": ints(0, 2, 3, 8, 8), "back": ints(0, 6, 8, 8)},
-    {},
-    (("a", "splits or mixes"),),
+    {"first": 3},
 )
 SHAPE_OF_A = [
     node("Shape", "a", "sh"),
@@ -152,8 +151,6 @@ simple(
     "reshape_target_computed",
     [*SHAPE_OF_A, node("Mul", "c1 sixteen", "k"), node("Concat", "n1 k", "to", axis=0), node("Reshape", "a to", "b")],
     SHAPE_WEIGHTS | {"sixteen": ints(16)},
-    {},
-    (("c1", "size"),),
     reads=96,
     reader="Gemm",
     size=(4, 4),
@@ -162,8 +159,6 @@ simple(
     "channel_size_in_arithmetic",
     [*SHAPE_OF_A, node("Cast", "c1", "f", to=1), node("Sqrt", "f", "q"), node("Div", "a q", "b")],
     SHAPE_WEIGHTS,
-    {},
-    (("f", "size"),),
     size=(4, 4),
 )
 simple(
@@ -266,7 +261,7 @@ simple(
         node("Mul", "a u", "b"),
     ],
     SHAPE_WEIGHTS | {"w3": values(6, 3, 1, 1), "ws": values(6, 1), "ax2": ints(2, 3)},
-    None,
-    (("s", "splits or mixes"),),
+    {"first": 6, "other": 6},
+    (("s", "drops"),),
     size=(4, 4),
 )

@@ -171,7 +171,10 @@ def _weight_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 
 
 def masked(model: onnx.ModelProto, removed: Mapping[str, Mapping[str, Sequence[int]]]) -> onnx.ModelProto:
-    """The original with 0/1 masks in front of the layers that read removed positions."""
+    """The original with 0/1 masks in front of the layers that read removed positions.
+
+    And behind the MatMuls that make them: what attention multiplies with another activation, no layer reads.
+    """
     twin, shapes = onnx.ModelProto(), _weight_shapes(model)
     twin.CopyFrom(model)
     del twin.graph.node[:]
@@ -188,6 +191,14 @@ def masked(model: onnx.ModelProto, removed: Mapping[str, Mapping[str, Sequence[i
             twin.graph.node.append(helper.make_node("Mul", [original.input[position], tensor.name], [f"masked_{number}"]))
             reading.input[position] = f"masked_{number}"
         twin.graph.node.append(reading)
+        silent = _silent(model, original, shapes, removed)
+        if silent is not None:
+            reading = twin.graph.node[-1]
+            twin.graph.initializer.append(numpy_helper.from_array(silent, f"silent_{number}"))
+            if twin.ir_version < 4:
+                twin.graph.input.append(helper.make_tensor_value_info(f"silent_{number}", TensorProto.FLOAT, silent.shape))
+            twin.graph.node.append(helper.make_node("Mul", [f"loud_{number}", f"silent_{number}"], [reading.output[0]]))
+            reading.output[0] = f"loud_{number}"
     return twin
 
 
@@ -217,6 +228,28 @@ def _gone(
     mask = np.tile(mask, group) if n.op_type == "Conv" else mask
     behind = len(shape) - 2 if n.op_type.startswith("Conv") else int(left)
     return int(left), mask.reshape([-1] + [1] * behind)
+
+
+def _silent(
+    model: onnx.ModelProto, n: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]], removed: Any
+) -> np.ndarray | None:
+    """0/1 over the outputs of a MatMul or Einsum with a constant second operand."""
+    if n.op_type not in ("MatMul", "Einsum") or n.input[1] not in shapes or n.output[0] in shapes:
+        return None
+    entry, turned = _entry(model, n, n.input[1], removed)
+    if entry is None or model.graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT16:
+        return None
+    if n.op_type == "MatMul":
+        mask = np.ones(shapes[n.input[1]][1], np.float32)
+        mask[list(entry.get("0" if turned else "1", []))] = 0
+        return mask
+    inputs, output = _attribute(n, "equation", b"").decode().split("->")
+    letters = inputs.split(",")[1]
+    mask = np.ones([shapes[n.input[1]][letters.index(c)] if c in letters else 1 for c in output], np.float32)
+    for axis, gone in entry.items():
+        if letters[int(axis)] in output:
+            mask[(slice(None),) * output.index(letters[int(axis)]) + (gone,)] = 0
+    return mask
 
 
 def check(model: onnx.ModelProto, made: Cut, *, batches: Sequence[int] = (1, 3), tolerance: float = 1e-4, **sizes: int) -> None:

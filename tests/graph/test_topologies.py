@@ -23,7 +23,7 @@ GROUPS = {
     "inception_v1": 55,
     "inception_v2": 69,
     "resnet50": 37,
-    "shufflenet": 1,
+    "shufflenet": 13,
     "squeezenet": 25,
     "vgg19": 18,
     "zfnet512": 5,

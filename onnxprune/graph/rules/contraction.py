@@ -14,14 +14,17 @@ NO_WINDOW = Geometry()
 
 
 def _resize_group(edit: Resizer, index: int) -> None:
-    """A depthwise convolution has as many groups as channels that stay; other groupings lose channels inside each group."""
-    weight = edit.graph.shapes[edit.graph.input(index, 1)]
+    """As many groups as the weights that are left make: fewer where whole groups went (of a depthwise convolution: channels)."""
+    node = edit.graph.nodes[index]
     group = edit.graph.attribute(index, "group", 1)
-    transposed = edit.graph.nodes[index].op_type == "ConvTranspose"
-    channels_in = weight[0] if transposed else weight[1] * group
-    kept = edit.kept(edit.graph.input(index, 0), 1)
-    if group > 1 and group == channels_in and kept is not None:
-        edit.set_attribute(index, "group", len(kept))
+    if group == 1:
+        return
+    tensor = node.output[0] if node.op_type == "ConvTranspose" else node.input[0]
+    kept = edit.kept(tensor, 1)
+    channels = edit.graph.shapes[tensor][1] if kept is None else len(kept)
+    left = channels // edit.stored_shape(index, 1)[1]
+    if left != group:
+        edit.set_attribute(index, "group", left)
 
 
 def _layer(
@@ -65,13 +68,20 @@ def conv(flow: Flow, index: int) -> None:
     out, per_group, *kernel = flow.graph.shapes[w]
     group = graph.attribute(index, "group", 1)
     labels = flow.labels(x).get(1)
-    made = _grouped_input(flow, index, labels, group, per_group, 1)
     if per_group == 1 and group > 1:
         made = flow.need(x, 1, group, "a depthwise convolution reads it") if labels is None else labels
         made = np.repeat(made, out // group)
         flow.parameter(index, 1, 0, "follows", made)
+    elif group > 1:
+        groups, inputs = _groups_of(flow, index, labels, group)
+        if inputs is not None:
+            flow.parameter(index, 1, 1, "reads", inputs)
+        made = flow.joint(flow.fresh(out).reshape(group, -1), (groups, flow.fresh(out // group))).labels.reshape(-1)
+        flow.parameter(index, 1, 0, "makes", made)
     else:
-        made = np.tile(flow.fresh(out // group), group)
+        if labels is not None:
+            flow.parameter(index, 1, 1, "reads", labels)
+        made = flow.fresh(out)
         flow.parameter(index, 1, 0, "makes", made)
     if graph.input(index, 2):
         flow.parameter(index, 2, 0, "follows", made)
@@ -97,12 +107,13 @@ def conv_transpose(flow: Flow, index: int) -> None:
         flow.parameter(index, 1, 0, "follows", labels)
     else:
         if labels is not None:
-            blocks = labels.reshape(group, -1)
-            flow.tie(blocks[:1], blocks)
             flow.parameter(index, 1, 0, "reads", labels)
         made_once = flow.fresh(per_group)
         flow.parameter(index, 1, 1, "makes", made_once)
-        made = np.tile(made_once, group)
+        made = made_once
+        if group > 1:
+            groups, _ = _groups_of(flow, index, labels, group)
+            made = flow.joint(flow.fresh(group * per_group).reshape(group, -1), (groups, made_once)).labels.reshape(-1)
     if graph.input(index, 2):
         flow.parameter(index, 2, 0, "follows", made)
     flow.give(y, {a: v for a, v in flow.labels(x).items() if a == 0} | {1: made})
@@ -130,15 +141,16 @@ def _transposed_geometry(flow: Flow, index: int, kernel: list[int]) -> Geometry:
     return Geometry(plain.kernel, plain.strides, plain.dilations, (*begins, *ends), plain.output_padding)
 
 
-def _grouped_input(flow: Flow, index: int, labels: Ints | None, group: int, per_group: int, axis: int) -> Ints:
-    """Weight axis `axis` holds the inputs of one group: position i of every group has to live and die together."""
-    if labels is None or (per_group == 1 and group > 1):
-        return np.empty(0, np.int64)
-    blocks = labels.reshape(group, per_group)
-    flow.tie(blocks[:1], blocks)
-    first: Ints = blocks[0]
-    flow.parameter(index, 1, axis, "reads", first)
-    return first
+def _groups_of(flow: Flow, index: int, labels: Ints | None, group: int) -> tuple[Ints, Ints | None]:
+    """The labels of a convolution's groups, and of the positions in each of them."""
+    groups = inputs = None
+    if labels is not None:
+        groups, inputs = flow.split(labels.reshape(group, -1))
+    if groups is None:
+        groups = flow.fresh(group)
+        flow.pin(groups, flow.graph.nodes[index].input[0], f"{flow.graph.label(index)!r} keeps its groups")
+    flow.blocks[index] = groups
+    return groups, inputs
 
 
 def _pin_spatial(flow: Flow, tensor: str, index: int) -> None:
@@ -198,7 +210,7 @@ def _gemm_bias(flow: Flow, index: int, made: Ints) -> None:
         flow.pin(made, name, f"added to {name!r}, which carries no channels")
 
 
-@rule("MatMul", note="one operand constant and 2-D; two activations: pinned")
+@rule("MatMul", note="two activations: contracted and batch axes are tied (attention heads, head width)")
 def matmul(flow: Flow, index: int) -> None:
     graph = flow.graph
     a, b = graph.nodes[index].input
@@ -208,8 +220,16 @@ def matmul(flow: Flow, index: int) -> None:
     elif a in graph.constants and len(shape_a) == 2 and len(shape_b) >= 2 and b not in graph.constants:
         _matmul(flow, index, b, a, 0, len(shape_b) - 2, w_in=1, side="left")
     else:
-        for name in (a, b):
-            flow.pin_all(name, f"{graph.label(index)!r} multiplies two activations or a batch of matrices")
+        contract(flow, index, *_matmul_letters(len(shape_a), len(shape_b)))
+
+
+def _matmul_letters(a: int, b: int) -> tuple[list[str], str]:
+    """MatMul as an Einsum: batch axes from the right, then m k and k n."""
+    rank = max(a, b)
+    batch = "".join(chr(ord("A") + i) for i in range(max(rank - 2, 0)))
+    first = "k" if a == 1 else batch[len(batch) - (a - 2) :] + "mk"
+    second = "k" if b == 1 else batch[len(batch) - (b - 2) :] + "kn"
+    return [first, second], batch + ("" if a == 1 else "m") + ("" if b == 1 else "n")
 
 
 def _matmul(flow: Flow, index: int, x: str, w: str, position: int, axis: int, w_in: int, side: Literal["left", "right"]) -> None:
@@ -222,3 +242,59 @@ def _matmul(flow: Flow, index: int, x: str, w: str, position: int, axis: int, w_
     rest = {a: v for a, v in labels.items() if a != axis}
     flow.give(graph.nodes[index].output[0], rest | {axis: made})
     _layer(flow, index, w, transposed=side == "right", side=side, x=x)
+
+
+@rule("Einsum", note="explicit equations, each letter at most once per operand; ellipsis: pinned")
+def einsum(flow: Flow, index: int) -> None:
+    node = flow.graph.nodes[index]
+    equation = str(flow.graph.attribute(index, "equation", "")).replace(" ", "")
+    inputs, _, output = equation.partition("->")
+    operands = inputs.split(",")
+    if "->" not in equation or "." in equation or any(len(set(o)) < len(o) for o in operands):
+        for name in node.input:
+            flow.pin_all(name, f"the equation {equation!r} of {flow.graph.label(index)!r} is not followed")
+        return
+    contract(flow, index, operands, output)
+
+
+def contract(flow: Flow, index: int, operands: list[str], output: str) -> None:
+    """A product of tensors, summed over the letters that the output lacks. Each letter is one axis of those that name it."""
+    found: dict[int, Ints] = {}
+    for letter in dict.fromkeys("".join(operands)):
+        labels = _letter(flow, index, operands, letter, letter in output)
+        if labels is not None and letter in output:
+            found[output.index(letter)] = labels
+    flow.give(flow.graph.nodes[index].output[0], found)
+
+
+def _letter(flow: Flow, index: int, operands: list[str], letter: str, stays: bool) -> Ints | None:
+    """The labels of one axis: activations that span it are tied, constants follow, make or read it."""
+    graph = flow.graph
+    node = graph.nodes[index]
+    spans = [(p, node.input[p], o.index(letter)) for p, o in enumerate(operands) if letter in o]
+    length = max(graph.shapes[name][axis] for _, name, axis in spans)
+    spans = [s for s in spans if graph.shapes[s[1]][s[2]] == length]
+    moving = [(name, flow.labels(name).get(axis)) for _, name, axis in spans if name not in graph.constants]
+    stored = [(p, axis) for p, name, axis in spans if name in graph.constants]
+    known = [labels for _, labels in moving if labels is not None]
+    if not known:
+        if moving or not stays or length == 1:
+            return None
+        known = [flow.fresh(length)]
+    labels = known[0]
+    for other in known[1:]:
+        flow.tie(labels, other)
+    for name, own in moving:
+        if own is None:
+            flow.pin(labels, name, f"{graph.label(index)!r} multiplies it with {name!r}, which carries no channels")
+    if not stays and len(spans) == 1:
+        flow.pin(labels, spans[0][1], f"{graph.label(index)!r} sums over these channels")
+    for position, axis in stored:
+        flow.parameter(index, position, axis, "reads" if not stays else "follows" if moving else "makes", labels)
+    if len(moving) > 1:
+        flow.mark(labels, "head" if stays else "head-width")
+        if not stays and not stored:
+            flow.summed.append(labels)
+    elif stays and moving and not stored and len(operands) > 1:
+        flow.mark(labels, "head-width")
+    return labels

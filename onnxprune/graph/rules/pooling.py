@@ -63,16 +63,12 @@ def _reduced_axes(flow: Flow, index: int, rank: int) -> set[int] | None:
 def _resize_sizes(edit: Resizer, index: int) -> None:
     """Resize may state the whole output shape, channels included."""
     graph = edit.graph
-    output, name = graph.nodes[index].output[0], graph.input(index, 3)
-    if not name or name not in graph.constants:
+    output, rank = graph.nodes[index].output[0], len(graph.shapes[graph.nodes[index].output[0]])
+    if not graph.input(index, 3):
         return
-    stated, rank = graph.values[name].copy(), len(graph.shapes[output])
-    for entry, axis in enumerate(graph.attribute(index, "axes") or range(rank)):
-        kept = edit.kept(output, int(axis) % rank)
-        if kept is not None:
-            stated[entry] = len(kept)
-    if (stated != graph.values[name]).any():
-        edit.set_input(index, 3, stated)
+    axes = enumerate(graph.attribute(index, "axes") or range(rank))
+    kept = {entry: edit.kept(output, int(axis) % rank) for entry, axis in axes}
+    sizes.restate(edit, index, 3, {entry: len(keep) for entry, keep in kept.items() if keep is not None})
 
 
 @rule(
@@ -91,9 +87,8 @@ def resize(flow: Flow, index: int) -> None:
             flow.pin(labels, node.input[0], f"{graph.label(index)!r} resizes along these channels")
         else:
             found[axis] = labels
-    asked = graph.input(index, 3) if node.op_type == "Resize" else ""
-    if asked and asked not in graph.constants:
+    if node.op_type == "Resize" and graph.input(index, 3):
         rank = len(after)
         axes = graph.attribute(index, "axes") or range(rank)
-        sizes.settle(flow, index, asked, {int(a) % rank: entry for entry, a in enumerate(axes)}, found)
+        sizes.settle(flow, index, 3, {int(a) % rank: entry for entry, a in enumerate(axes)}, found)
     flow.give(node.output[0], found)

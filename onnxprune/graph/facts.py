@@ -1,0 +1,235 @@
+"""What is known of every tensor before any run: type, shape at the trial sizes, and the values of shape arithmetic.
+
+Shapes come from ONNX's own inference, over the whole model at once, and node by node for what it leaves open. Values come from
+its reference evaluator. A second inference at open sizes tells which of them hold at any size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, defs, helper, numpy_helper, shape_inference
+from onnx.reference import ReferenceEvaluator
+
+from onnxprune.errors import ModelError
+
+# Values with more elements than this are weights, not shape arithmetic.
+SMALL = 4096
+FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
+# Constant inputs, yet another value in every run.
+RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+# Operators that move numbers without changing them: what is known of the numbers moves along.
+MOVE = {"Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze"}
+Types = dict[str, onnx.TypeProto]
+
+
+class Facts:
+    """One forward pass over the nodes.
+
+    shapes, types   of every tensor whose shape is known at the trial sizes
+    values          small tensors whose numbers are known at the trial sizes
+    fixed           name -> which entries of its value are the same at all sizes
+    constants       tensors computed from parameters alone
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, parameters: Mapping[str, TensorProto], inputs: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        self.opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
+        self.imports, self.ir_version = list(model.opset_import), model.ir_version
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.types: dict[str, int] = {}
+        self.protos: Types = {}
+        self.values: dict[str, NDArray[Any]] = {}
+        self.fixed: dict[str, NDArray[np.bool_]] = {}
+        self.constants: set[str] = set(parameters)
+        self.functions = {(f.domain, f.name): f for f in model.functions}
+        self.declared = {v.name: v.type for v in [*model.graph.value_info, *model.graph.output]}
+        light = _without_weights(model)
+        self.symbolic = _inferred(light)
+        self.known = _inferred(_at(light, inputs))
+        elements = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}
+        for name, tensor in parameters.items():
+            self._type(name, tensor.data_type, tuple(tensor.dims))
+            if int(np.prod(tensor.dims)) <= SMALL:
+                self._value(name, np.asarray(numpy_helper.to_array(tensor)))
+        for sparse in model.graph.sparse_initializer:
+            self._type(sparse.values.name, sparse.values.data_type, tuple(sparse.dims))
+            self.constants.add(sparse.values.name)
+        for name, shape in inputs.items():
+            self._type(name, elements[name], shape)
+        self.symbolic |= {v.name: v.type for v in model.graph.input if v.name in inputs}
+        for node in model.graph.node:
+            self._visit(node)
+
+    def _type(self, name: str, element: int, shape: tuple[int, ...]) -> None:
+        self.types[name], self.shapes[name] = element, shape
+        self.protos[name] = helper.make_tensor_type_proto(element, shape)
+
+    def _value(self, name: str, value: NDArray[Any], fixed: NDArray[np.bool_] | bool = True) -> None:
+        self.values[name], self.fixed[name] = value, np.broadcast_to(fixed, value.shape)
+
+    def _visit(self, node: onnx.NodeProto) -> None:
+        if all(name in self.shapes for name in node.output if name):
+            return
+        names = [name for name in node.input if name]
+        if node.op_type not in RANDOM and all(n in self.constants for n in names) and not _has_graph(node):
+            self.constants.update(o for o in node.output if o)
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        for name in node.output:
+            if name in self.known:
+                self._learn(name, self.known[name])
+        if any(name and name not in self.shapes for name in node.output):
+            self._infer_alone(node, names, domain)
+        for name in node.output:
+            if name and name not in self.shapes and name in self.declared:
+                self._learn(name, self.declared[name])
+        self._evaluate(node, names)
+
+    def _learn(self, name: str, proto: onnx.TypeProto) -> None:
+        tensor = proto.tensor_type
+        if tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim):
+            self._type(name, tensor.elem_type, tuple(d.dim_value for d in tensor.shape.dim))
+
+    def _infer_alone(self, node: onnx.NodeProto, names: list[str], domain: str) -> None:
+        if not all(name in self.protos for name in names) or domain not in self.opsets:
+            return
+        if (domain, node.op_type) in self.functions:
+            self._infer_function(node, names)
+        elif defs.has(node.op_type, domain):
+            self._infer(node, names, domain)
+
+    def _infer_function(self, node: onnx.NodeProto, names: list[str]) -> None:
+        """A function of the model's own: ONNX infers through its body."""
+        outputs = [onnx.ValueInfoProto(name=o) for o in node.output if o]
+        inputs = [onnx.ValueInfoProto(name=n, type=self.protos[n]) for n in dict.fromkeys(names)]
+        small = helper.make_model(
+            helper.make_graph([node], "one", inputs, outputs), opset_imports=self.imports, functions=list(self.functions.values())
+        )
+        for value in shape_inference.infer_shapes(small).graph.output:
+            self._learn(value.name, value.type)
+
+    def _infer(self, node: onnx.NodeProto, names: list[str], domain: str) -> None:
+        data = {name: numpy_helper.from_array(self.values[name], name) for name in names if name in self.values}
+        types = {name: self.protos[name] for name in names}
+        try:
+            schema = defs.get_schema(node.op_type, self.opsets[domain], domain)
+            found = shape_inference.infer_node_outputs(
+                schema, node, types, data, opset_imports=self.imports, ir_version=self.ir_version
+            )
+        except onnx.checker.ValidationError as error:
+            raise ModelError(
+                f"node {node.name or node.output[0]!r} is not valid: {str(error).splitlines()[0]}", "export it again"
+            ) from error
+        except (shape_inference.InferenceError, RuntimeError, defs.SchemaError):
+            return
+        for name, proto in found.items():
+            self._learn(name, proto)
+
+    def _evaluate(self, node: onnx.NodeProto, names: list[str]) -> None:
+        """Compute the node if all it needs is known and small: this is how shape arithmetic is followed."""
+        outputs = [o for o in node.output if o]
+        if node.op_type in ("Shape", "Size"):
+            if names[0] in self.shapes:
+                self._measure(node, self.shapes[names[0]])
+            return
+        if not all(name in self.values for name in names) or _has_graph(node) or node.op_type in RANDOM:
+            return
+        if any(int(np.prod(self.shapes.get(o, (1,)))) > SMALL for o in outputs):
+            return
+        results = self._run(node, {name: self.values[name] for name in names})
+        if results is None:
+            return
+        settled = all(bool(self.fixed[name].all()) for name in names)
+        masks: list[Any] | None = [settled] * len(outputs)
+        if not settled and node.op_type in MOVE:
+            masks = self._moved(node)
+        for name, value, mask in zip(outputs, results, masks or [False] * len(outputs), strict=True):
+            if name not in self.shapes:
+                self._type(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+            self._value(name, value, mask)
+
+    def _measure(self, node: onnx.NodeProto, shape: tuple[int, ...]) -> None:
+        """Shape and Size: fixed where the length of the axis is."""
+        proto = self.symbolic.get(node.input[0])
+        open_axes = [not d.HasField("dim_value") for d in proto.tensor_type.shape.dim] if proto is not None else []
+        fixed = ~np.array(open_axes, bool) if len(open_axes) == len(shape) else np.zeros(len(shape), bool)
+        if node.input[0] in self.constants:
+            fixed = np.ones(len(shape), bool)
+        whole: NDArray[Any] = np.array(shape, np.int64)
+        if node.op_type == "Size":
+            self._value(node.output[0], np.array(whole.prod(), np.int64), bool(fixed.all()))
+        else:
+            given = {a.name: a.i for a in node.attribute}
+            part = slice(given.get("start", 0), given.get("end", len(shape)))
+            self._value(node.output[0], whole[part], fixed[part])
+        value = self.values[node.output[0]]
+        self._type(node.output[0], TensorProto.INT64, value.shape)
+
+    def _moved(self, node: onnx.NodeProto) -> list[NDArray[np.bool_]] | None:
+        """Which entries of a moved value are fixed: the node is run on the marks of its data inputs."""
+        if node.op_type in ("Cast", "Identity"):
+            return [self.fixed[node.input[0]]]
+        data = set(node.input) if node.op_type == "Concat" else {node.input[0]}
+        if not all(bool(self.fixed[n].all()) for n in node.input if n and n not in data):
+            return None
+        marks = {n: self.fixed[n].astype(np.int64) if n in data else self.values[n] for n in node.input if n}
+        found = self._run(node, marks)
+        return None if found is None else [f.astype(bool) for f in found]
+
+    def _run(self, node: onnx.NodeProto, inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]] | None:
+        try:
+            found = ReferenceEvaluator(node, opsets=self.opsets).run([o for o in node.output if o], inputs)
+        except Exception:  # an operator the evaluator lacks is no error: its value is just not known
+            return None
+        return [np.asarray(f) for f in found]
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with the numbers of small parameters alone: all that inference looks at."""
+    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    light.graph.name = model.graph.name or "light"
+    light.graph.input.extend(model.graph.input)
+    light.graph.output.extend(model.graph.output)
+    light.graph.value_info.extend(model.graph.value_info)
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+            tensor = node.attribute[0].t
+            if int(np.prod(tensor.dims)) > SMALL:
+                light.graph.initializer.add(name=node.output[0], dims=tensor.dims, data_type=tensor.data_type)
+                continue
+        light.graph.node.append(node)
+    for tensor in model.graph.initializer:
+        if int(np.prod(tensor.dims)) > SMALL or tensor.data_location == TensorProto.EXTERNAL:
+            light.graph.initializer.add(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+        else:
+            light.graph.initializer.append(tensor)
+    return light
+
+
+def _at(light: onnx.ModelProto, inputs: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
+    """The same with its inputs at the trial sizes, and nothing believed that was declared for others."""
+    del light.graph.value_info[:]
+    for value in light.graph.input:
+        if value.name in inputs:
+            element = value.type.tensor_type.elem_type
+            value.type.CopyFrom(helper.make_tensor_type_proto(element, inputs[value.name]))
+    for value in light.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    return light
+
+
+def _inferred(light: onnx.ModelProto) -> Types:
+    try:
+        found = shape_inference.infer_shapes(light, data_prop=True).graph
+    except Exception:  # what is wrong is told when the nodes are looked at one by one
+        return {}
+    return {v.name: v.type for v in [*found.value_info, *found.output]}
+
+
+def _has_graph(node: onnx.NodeProto) -> bool:
+    return any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute)

@@ -20,8 +20,8 @@ from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.segments import reads
 from onnxprune.figures import GroupFigures, ModelFigures, PinFigures
 from onnxprune.graph.facts import FLOATS
-from onnxprune.graph.structure import Graph
 from onnxprune.graph.load import ModelFile
+from onnxprune.graph.structure import Graph
 from onnxprune.network import Network
 
 # A channel ratio that differs by more than this from the one asked for is worth a warning.

@@ -5,6 +5,7 @@
     Slot      one axis of one stored parameter, as one node reads it: which channel lies at each position
     Group     channels that have the same members: the thing a method ranks
     Member    where the channels of a group lie on one slot
+    Norm      statistics that a node takes over channels which may go all the same
     Pin       a tensor whose channels may not go, with the reason
     Term      a number of multiplications or parameters that is a product of axis lengths
 
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Role = Literal["makes", "reads", "follows"]
+Place = tuple[int, int]
 Kind = Literal["channel", "neuron", "head", "head-width", "embedding", "recurrent", "expert"]
 
 
@@ -134,6 +136,27 @@ class Pin:
     tensor: str
     reason: str
     count: int
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Statistics that node `node` takes over axes of which channels may go; what is mended then is told in graph.norms.
+
+    inputs    positions of the tensors whose sum it looks at
+    fill      what a removed channel counts as: the mean of those that stay, or zero
+    groups    axis 1 is looked at in so many parts (0: as a whole)
+    scale     (node, input) of a constant that the result is multiplied by
+    epsilon   (node, input) of the constant that is added to the variance; attribute: it is the attribute `epsilon` of `node`
+    """
+
+    node: int
+    inputs: tuple[int, ...]
+    axes: tuple[int, ...]
+    fill: Literal["mean", "zero"]
+    groups: int = 0
+    scale: Place | None = None
+    epsilon: Place | None = None
+    attribute: bool = False
 
 
 @dataclass(frozen=True)

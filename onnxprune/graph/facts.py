@@ -24,6 +24,8 @@ FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProt
 RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 # Operators that move numbers without changing them: what is known of the numbers moves along.
 MOVE = {"Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze"}
+# Operators with an output like their input of which ONNX does not say so: deprecated (opset 18), not inferred, ORT's own.
+ALIKE = {"GroupNormalization", "MeanVarianceNormalization", "SimplifiedLayerNormalization"}
 Types = dict[str, onnx.TypeProto]
 
 
@@ -83,6 +85,8 @@ class Facts:
         for name in node.output:
             if name in self.known:
                 self._learn(name, self.known[name])
+        if node.op_type in ALIKE and names[0] in self.shapes:
+            self._type(node.output[0], self.types[names[0]], self.shapes[names[0]])
         if any(name and name not in self.shapes for name in node.output):
             self._infer_alone(node, names, domain)
         for name in node.output:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ Bools = NDArray[np.bool_]
 Role = Literal["makes", "reads", "follows"]
 Place = tuple[int, int]
 Kind = Literal["channel", "neuron", "head", "head-width", "embedding", "recurrent", "expert"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+# What goes unless others are asked for: the width of embeddings runs through the whole of a transformer.
+USUAL_KINDS: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind != "embedding")
 
 
 @dataclass(frozen=True)

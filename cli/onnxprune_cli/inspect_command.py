@@ -15,15 +15,19 @@ from onnxprune_cli.output import STDOUT, check_places, show, write_json
 @click.command(short_help="Show layers, groups of channels, pins and MACs of a model.")
 @click.argument("model")
 @read.input_shape_option
+@read.kind_option
 @read.output_options
-def inspect(model: str, input_shapes: tuple[Any, ...], json_to: str | None, verbose: bool, quiet: bool) -> int:
+def inspect(
+    model: str, input_shapes: tuple[Any, ...], kinds: tuple[str, ...], json_to: str | None, verbose: bool, quiet: bool
+) -> int:
     """Show what MODEL is made of, as pruning sees it: layers, groups of channels, pins with their reasons, MACs."""
     check_places(json_to, inputs=(model,))
     with redirect_stdout(sys.stderr):
         import onnxprune
         from onnxprune.report import inspection
 
-        found = inspection.describe(onnxprune.inspect(model, input_shapes=dict(input_shapes) or None), model)
+        network = onnxprune.inspect(model, input_shapes=dict(input_shapes) or None, kinds=kinds)
+        found = inspection.describe(network, model, kinds)
     if not quiet and json_to != STDOUT:
         show(lambda console: inspection.show(found, console, verbose=verbose), to_stderr=False)
     if json_to is not None:

@@ -31,10 +31,18 @@ def test_inspect_shows_and_writes(run, library, model):
     library.network = NETWORK
     result = run("inspect", model, "--input-shape", "x:1,4", "--json", "found.json")
     assert result.exit_code == 0, result.stderr
-    assert library.calls == [{"model": model, "input_shapes": {"x": (1, 4)}}]
+    assert library.calls == [{"model": model, "input_shapes": {"x": (1, 4)}, "kinds": ()}]
     assert "hidden" in result.stdout
     assert "graph output" in result.stdout
     assert json.loads(Path("found.json").read_text("utf-8"))["groups"][0]["name"] == "hidden"
+
+
+def test_inspect_of_one_kind(run, library, model):
+    library.network = NETWORK
+    result = run("inspect", model, "--kind", "head", "--json", "found.json")
+    assert library.calls[0]["kinds"] == ("head",)
+    assert json.loads(Path("found.json").read_text("utf-8"))["groups"] == []
+    assert run("inspect", model, "--kind", "neuron").stdout.count("hidden") == 1
 
 
 def test_inspect_json_alone(run, library, model):

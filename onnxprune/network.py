@@ -134,11 +134,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Pin:
-    """Channels of `tensor` may not be removed, because `reason`."""
+    """Channels of `tensor` may not be removed, because `reason`. `count`: how many of `channels` have weights made along them."""
 
     tensor: str
     reason: str
     count: int
+    channels: Ints = field(default_factory=lambda: np.empty(0, np.int64), repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,7 @@ class Network:
     """All that was found in one model. `tensor_channels[t][a]` are the channels along axis a of activation t.
 
     new_bias_terms: the elements of a bias for each layer that has none and could have one (named after its weight).
+    idle_pins: those that keep no weights from leaving (no parameter is made along them).
     """
 
     layers: tuple[Layer, ...]
@@ -216,6 +218,7 @@ class Network:
     parameter_terms: tuple[Term, ...] = field(repr=False)
     element_bytes: Mapping[str, int] = field(repr=False)
     new_bias_terms: tuple[Term, ...] = field(default=(), repr=False)
+    idle_pins: tuple[Pin, ...] = field(default=(), repr=False)
 
     @cached_property
     def layer(self) -> dict[str, Layer]:

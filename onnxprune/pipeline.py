@@ -34,7 +34,8 @@ from onnxprune.contract import ChannelPlan, Method
 from onnxprune.devices import Device, choose_device
 from onnxprune.errors import ModelError, NothingToPruneError, UsageError
 from onnxprune.figures import SCHEMA, LatencyFigures, Report
-from onnxprune.graph import Graph, ModelFile, find, load, prepare
+from onnxprune.graph import Graph, ModelFile, find, load, prepare, why
+from onnxprune.graph.why import Explanation
 from onnxprune.methods import create
 from onnxprune.network import Bools, Network
 from onnxprune.request import Request, as_kinds, prefers_width
@@ -370,3 +371,15 @@ def inspect(
     kinds: those that pruning is to be asked for; 'head-width' alone finds the width of attention heads in place of the heads.
     """
     return find(prepare(load(model).model, input_shapes)[0], inner=prefers_width(as_kinds(kinds)))
+
+
+def explain(
+    model: str | os.PathLike[str] | onnx.ModelProto,
+    tensor: str,
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    kinds: str | Sequence[str] = (),
+) -> Explanation:
+    """Which channels of a tensor (an activation, a weight or the weight of a layer) can go, and what holds the others."""
+    graph, _ = prepare(load(model).model, input_shapes)
+    return why.explain(graph, find(graph, inner=prefers_width(as_kinds(kinds))), tensor)

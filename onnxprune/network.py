@@ -203,6 +203,7 @@ class Network:
     """All that was found in one model. `tensor_channels[t][a]` are the channels along axis a of activation t.
 
     new_bias_terms: the elements of a bias for each layer that has none and could have one (named after its weight).
+    norms: normalisations that some channels go through.
     idle_pins: those that keep no weights from leaving (no parameter is made along them).
     """
 
@@ -219,6 +220,7 @@ class Network:
     element_bytes: Mapping[str, int] = field(repr=False)
     new_bias_terms: tuple[Term, ...] = field(default=(), repr=False)
     idle_pins: tuple[Pin, ...] = field(default=(), repr=False)
+    norms: tuple[Norm, ...] = field(default=(), repr=False)
 
     @cached_property
     def layer(self) -> dict[str, Layer]:

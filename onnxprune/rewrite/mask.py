@@ -13,13 +13,14 @@ from onnxprune.graph import surgeon
 from onnxprune.graph.structure import Graph
 from onnxprune.network import Bools, Network, Slot
 from onnxprune.rewrite.cut import cut
+from onnxprune.rewrite.fill import fill
 
 
 def masked_twin(graph: Graph, network: Network, alive: Bools) -> onnx.ModelProto:
     """Readers' weights alone are touched: whatever flows in a removed channel, nothing reads it any more.
 
     Channels that no weights read, because two activations are multiplied over them (the width of attention heads), are zero from
-    the start instead.
+    the start instead. Norms that channels go through look at zeros or means in their place (rewrite.fill).
     """
     model = cut(graph, network, np.ones_like(alive)).model
     stored = {t.name: t for t in model.graph.initializer}
@@ -42,6 +43,7 @@ def masked_twin(graph: Graph, network: Network, alive: Bools) -> onnx.ModelProto
         value = numpy_helper.to_array(stored[name]).copy()
         value[(slice(None),) * _axis(graph, slot, name) + (dead,)] = 0
         stored[name].CopyFrom(numpy_helper.from_array(value, name))
+    fill(graph, network, alive, model)
     return model
 
 

@@ -69,6 +69,8 @@ def _one_axis(flow: Flow, index: int, axis: int, length: int, rank: int) -> dict
             continue
         spans.append((position, name, own))
         labelled = labels if labelled is None else labelled
+    if labelled is None and length > 1 and spans and all(name in graph.constants for _, name, _ in spans):
+        labelled = flow.fresh(length)  # a constant that an activation is broadcast over brings the axis in
     if labelled is None:
         return {}
     for position, name, own in spans:

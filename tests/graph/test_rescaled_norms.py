@@ -32,8 +32,7 @@ def halved(model, keep, name="first"):
 
 def check(model, made, twin, expected=None) -> None:
     """The cut model is valid and gives what its twin and the formula give."""
-    if not {n.op_type for n in model.graph.node} & {"SimplifiedLayerNormalization"}:
-        onnx.checker.check_model(made.model, full_check=True)
+    onnx.checker.check_model(made.model, full_check=True)
     for batch in (1, 3):
         given = feeds(model, batch, seed=batch)
         (got,), (other,) = run(made.model, given), run(twin, given)
@@ -113,6 +112,24 @@ def test_what_is_not_mended_stays_pinned():
     for nodes in (bare, [mean(17, "t", "m"), node("Sub", "t m", "n")], [norm("MeanVarianceNormalization", "t", axes=[2])]):
         copy = sandwich(nodes, CONSTANTS, opset=12 if len(nodes) == 1 else 17)
         assert find(prepare(copy)[0], through_norms=True).groups == ()
+
+
+def test_a_mean_that_is_none_of_a_norm_stays_pinned():
+    added = [mean(17, "t", "m"), node("Add", "t m", "d"), *spelled(17, "d", DIVIDE)]
+    elsewhere = [mean(17, "t", "m"), node("Sub", "t m", "d"), *spelled(17, "d", DIVIDE)]
+    elsewhere[3] = node("ReduceMean", "sq", "v", name="norm", axes=[1, 2])
+    for nodes in (added, elsewhere):
+        network = find(prepare(sandwich(nodes, AFFINE | CONSTANTS))[0], through_norms=True)
+        assert network.groups == ()
+        assert any("reduces these channels to one" in p.reason for p in network.pins if p.tensor == "t")
+
+
+def test_a_scale_computed_at_run_time_cannot_be_mended():
+    gate = [node("ReduceMean", "x", "g", axes=[0, 1], keepdims=0), node("MatMul", "g wg", "gg", name="gate")]
+    nodes = [*gate, norm("LayerNormalization", "t gg")]
+    network = find(prepare(sandwich(nodes, {"wg": values(4, WIDTH)}))[0], through_norms=True)
+    assert network.groups == ()
+    assert any("no stored scale to mend" in p.reason for p in network.pins)
 
 
 def two_norms(second: str) -> onnx.ModelProto:

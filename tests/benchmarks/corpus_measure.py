@@ -7,6 +7,8 @@ The models that are compared are onnxprune's (the cut, the masked twin); the com
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import re
 import sys
@@ -50,7 +52,7 @@ def measure(path: Path, ratios: Sequence[float], seed: int = 0) -> Row:
     begin = time.perf_counter()
     file = load(path)
     tolerance, stored = tolerance_of(file.model), elements(file.model)
-    before = resident(reset=True)
+    before = resident()
     graph, folded = prepare(file.model)
     network = find(graph)
     seconds = time.perf_counter() - begin
@@ -223,10 +225,13 @@ def plain_seconds(path: Path) -> float:
     return time.perf_counter() - begin
 
 
-def resident(reset: bool = False) -> int:
-    """Bytes in use now; with `reset`, `peak` counts from here. Linux only: elsewhere 0."""
-    if reset and Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+def resident() -> int:
+    """Bytes in use now, without what was freed but kept; `peak` counts from here. Linux only: elsewhere 0."""
+    if not Path("/proc/self/clear_refs").exists():
+        return 0
+    with contextlib.suppress(AttributeError):  # another libc
+        ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     return status("VmRSS")
 
 

@@ -143,6 +143,35 @@ class Growing:
         sizes = self.fixed(np.array([first, c - first], np.int64))
         return self.one_of(self.add("Split", [x, sizes], (first, *rest), (c - first, *rest), axis=1))
 
+    def mixed(self, x: str) -> str:
+        """Operators that no channel of theirs survives: they look at all of them together."""
+        shape = self.shapes[x]
+        if len(shape) == 3 or self.draw(st.booleans()):
+            return self.add("Softmax", [x], shape, axis=1)[0]
+        return self.add("LayerNormalization", [x, self.weight(shape[0]), self.weight(shape[0])], shape)[0]
+
+    def widen(self, x: str) -> str:
+        """Channels of zeros around those that are there, as in shortcuts without weights."""
+        c, *rest = self.shapes[x]
+        before, after, still = self.number(0, 2), self.number(0, 2), [0] * len(rest)
+        pads = self.fixed(np.array([0, before, *still, 0, after, *still], np.int64))
+        return self.add("Pad", [x, pads], (before + c + after, *rest))[0]
+
+    def enlarge(self, x: str) -> str:
+        c, side, _ = self.shapes[x]
+        scales = self.fixed(np.array([1, 1, 2, 2], np.float32))
+        return self.add("Resize", [x, "-", scales], (c, 2 * side, 2 * side), mode="nearest")[0]
+
+    def channels_last(self, x: str) -> str:
+        """A MatMul between two Transposes."""
+        c, side, _ = self.shapes[x]
+        weight = self.weight(c, self.number(2, 8), scale=1.7 / c**0.5)
+        out = self.weights[weight].shape[1]
+        y = self.add("Transpose", [x], (), perm=[0, 2, 3, 1])[0]
+        z = self.add("MatMul", [y, weight], ())[0]
+        del self.shapes[y], self.shapes[z]
+        return self.add("Transpose", [z], (out, side, side), perm=[0, 3, 1, 2])[0]
+
     def shuffle(self, x: str) -> str:
         c, side, _ = self.shapes[x]
         groups = self.one_of([g for g in range(2, c + 1) if c % g == 0])
@@ -153,7 +182,10 @@ class Growing:
 
     def flatten(self, x: str) -> str:
         c, side, _ = self.shapes[x]
-        if self.draw(st.booleans()):
+        way = self.number(0, 2)
+        if way == 0:
+            return self.add("ReduceMean", [x], (c,), axes=[2, 3], keepdims=0)[0]
+        if way == 1:
             x, side = self.add("GlobalAveragePool", [x], (c, 1, 1))[0], 1
         return self.add("Flatten", [x], (c * side * side,))[0]
 
@@ -163,9 +195,11 @@ class Growing:
     def step(self, x: str) -> str:
         """Layers are the commonest; what does not fit the shape is left out."""
         steps = [self.layer, self.layer, self.layer, self.activation, self.norm, self.affine, self.sum, self.sum, self.concat]
+        steps += [self.mixed, self.widen]
         c, side = self.shapes[x][0], self.shapes[x][-1]
         if len(self.shapes[x]) == 3:
-            steps += [self.conv, self.pool, self.gate, self.flatten, *([self.deconv] if side <= 4 else [])]
+            steps += [self.conv, self.pool, self.gate, self.flatten, self.channels_last]
+            steps += [self.deconv, self.enlarge] if side <= 4 else []
             steps += [self.shuffle] if c > 1 else []
         steps += [self.split] if c > 1 else []
         return self.one_of(steps)(x)

@@ -13,8 +13,9 @@ from tests.graph.random_nets import ACTIVATIONS, random_nets
 EXAMPLES = 500
 # All that the steps can add; each must have been in a net that lost channels.
 LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
-MOVEMENT = {"Concat", "Split", "Reshape", "Transpose", "Flatten", "MaxPool", "AveragePool", "GlobalAveragePool"}
-OPERATORS = LAYERS | MOVEMENT | {"BatchNormalization", "Add", "Sub", "Mul", *ACTIVATIONS}
+MOVEMENT = {"Concat", "Split", "Reshape", "Transpose", "Flatten", "Pad", "Resize"}
+POOLS = {"MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean"}
+OPERATORS = {*LAYERS, *MOVEMENT, *POOLS, *ACTIVATIONS, "BatchNormalization", "Add", "Sub", "Mul", "Softmax", "LayerNormalization"}
 SETTINGS = settings(
     max_examples=EXAMPLES, derandomize=True, database=None, deadline=None, report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck),

@@ -81,9 +81,9 @@ def lost(row: Row) -> float:
 
 
 def grown(row: Row) -> str:
-    """A weight that two layers share is copied where they lose different channels."""
-    least = min((cut.get("lost", 0.0) for cut in row["cuts"]), default=0.0)
-    return f"shared weights were copied: {-least:+.0%} parameters" if least < 0 else ""
+    """Weights that layers share are copied where these lose different channels; computed ones may leave what they came from."""
+    least = min((cut.get("lost", 0.0) for cut in row.get("cuts", [])), default=0.0)
+    return f"the cut adds {-least:.0%} to the parameters" if least < 0 else ""
 
 
 def why(row: Row) -> str:
@@ -145,6 +145,7 @@ def summary(rows: Sequence[Row]) -> str:
         f"held back by: {reason} ({n} files)" for reason, n in pins.most_common(12) if not reason.startswith("graph output")
     ]
     lines += [f"PROBLEM {r['file']}: {problem(r)}" for r in bad]
+    lines += [f"larger {r['file']}: {grown(r)}" for r in rows if grown(r)]
     lines += [f"no proof {r['file']}: {doubt(r)}" for r in unsure]
     return "\n".join(lines)
 

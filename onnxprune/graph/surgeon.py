@@ -213,5 +213,5 @@ def _ancestors(graph: onnx.GraphProto, wanted: set[str]) -> set[str]:
             continue
         found.add(name)
         if name in producer:
-            stack += [n for n in producer[name].input if n]
+            stack += [n for n in (*producer[name].input, *producer[name].output) if n]
     return found

@@ -112,7 +112,11 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """Channels with the same members. `ids` are their numbers in the network, in order of first appearance."""
+    """Channels with the same members. `ids` are their numbers in the network, in order of first appearance.
+
+    width   positions of one channel along the axis that makes it: 1, for an attention head its width, for a whole group of a
+            convolution the channels in it
+    """
 
     name: str
     kind: Kind
@@ -121,6 +125,7 @@ class Group:
     makers: tuple[str, ...]
     readers: tuple[str, ...]
     spatial: bool
+    width: int = 1
 
     @property
     def size(self) -> int:

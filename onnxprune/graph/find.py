@@ -136,6 +136,7 @@ def _group(ids: Ints, slots: Sequence[Slot], by_node: dict[int, Layer], kinds: M
         tuple(dict.fromkeys(makers)),
         tuple(dict.fromkeys(readers)),
         spatial,
+        max((m.positions.shape[1] for m in members if slots[m.slot].role == "makes"), default=1),
     )
 
 

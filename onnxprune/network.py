@@ -5,6 +5,7 @@
     Slot      one axis of one stored parameter, as one node reads it: which channel lies at each position
     Group     channels that have the same members: the thing a method ranks
     Member    where the channels of a group lie on one slot
+    Norm      statistics that a node takes over channels which may go all the same
     Pin       a tensor whose channels may not go, with the reason
     Term      a number of multiplications or parameters that is a product of axis lengths
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,11 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Role = Literal["makes", "reads", "follows"]
+Place = tuple[int, int]
 Kind = Literal["channel", "neuron", "head", "head-width", "embedding", "recurrent", "expert"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+# What goes unless others are asked for: the width of embeddings runs through the whole of a transformer.
+USUAL_KINDS: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind != "embedding")
 
 
 @dataclass(frozen=True)
@@ -134,11 +139,33 @@ class Group:
 
 @dataclass(frozen=True)
 class Pin:
-    """Channels of `tensor` may not be removed, because `reason`."""
+    """Channels of `tensor` may not be removed, because `reason`. `count`: how many of `channels` have weights made along them."""
 
     tensor: str
     reason: str
     count: int
+    channels: Ints = field(default_factory=lambda: np.empty(0, np.int64), repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Statistics that node `node` takes over axes of which channels may go; what is mended then is told in graph.norms.
+
+    inputs    positions of the tensors whose sum it looks at
+    fill      what a removed channel counts as: the mean of those that stay, or zero
+    groups    axis 1 is looked at in so many parts (0: as a whole)
+    scale     (node, input) of a constant that the result is multiplied by
+    epsilon   (node, input) of the constant that is added to the variance; attribute: it is the attribute `epsilon` of `node`
+    """
+
+    node: int
+    inputs: tuple[int, ...]
+    axes: tuple[int, ...]
+    fill: Literal["mean", "zero"]
+    groups: int = 0
+    scale: Place | None = None
+    epsilon: Place | None = None
+    attribute: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,6 +208,7 @@ class Network:
     """All that was found in one model. `tensor_channels[t][a]` are the channels along axis a of activation t.
 
     new_bias_terms: the elements of a bias for each layer that has none and could have one (named after its weight).
+    idle_pins: those that keep no weights from leaving (no parameter is made along them).
     """
 
     layers: tuple[Layer, ...]
@@ -195,6 +223,7 @@ class Network:
     parameter_terms: tuple[Term, ...] = field(repr=False)
     element_bytes: Mapping[str, int] = field(repr=False)
     new_bias_terms: tuple[Term, ...] = field(default=(), repr=False)
+    idle_pins: tuple[Pin, ...] = field(default=(), repr=False)
 
     @cached_property
     def layer(self) -> dict[str, Layer]:

@@ -88,8 +88,8 @@ def gather(
     """One pass over the calibration samples for what the method needs and, if `weigh`, for the losses of the auto budget."""
     found: dict[tuple[str, type[Statistic]], Statistic] = {}
     batches = max(source.count // batch, 1)
-    makers = [network.layer[name] for name in sorted({n for g in groups for n in g.makers})]
-    readers = [network.layer[name] for name in sorted({n for g in groups for n in g.readers})]
+    makers = [network.layer[name] for name in sorted({n for g in groups for n in g.makers}) if name in network.layer]
+    readers = [network.layer[name] for name in sorted({n for g in groups for n in g.readers}) if name in network.layer]
     wanted = [(layer, kind) for layer in makers for kind in method.wants(Activation(*layer.activation))]
     wanted += [(layer, kind) for layer in readers for kind in method.wants(None)]
     wanted += [(layer, Moments) for layer in readers] if weigh else []
@@ -163,12 +163,12 @@ def generator(seed: int, name: str, draw: int = 0) -> torch.Generator:
 
 
 def _predictors(view: ChannelView, gains: Mapping[str, float]) -> list[tuple[Reader, RefitLosses, float]]:
-    """For every reader what predicts its losses, and its gain; empty where statistics are missing."""
+    """For every reader whose inputs were looked at (layers, not recurrent nodes) what predicts its losses, and its gain."""
     found = []
     for reader in view.readers:
         moments = view.statistic(reader.layer, Moments)
         if moments is None or moments.total is None or reader.layer not in gains:
-            return []
+            continue
         covariance = moments.shrunk().to(reader.columns.device)
         found.append((reader, RefitLosses(covariance, reader.columns.double()), gains[reader.layer]))
     return found

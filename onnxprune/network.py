@@ -112,7 +112,10 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """Channels with the same members. `ids` are their numbers in the network, in order of first appearance."""
+    """Channels with the same members. `ids` are their numbers in the network, in order of first appearance.
+
+    makers, readers   layers and recurrent nodes by name; of any other node that holds weights, the name of these
+    """
 
     name: str
     kind: Kind

@@ -89,6 +89,10 @@ def repairable(graph: Graph, network: Network, alive: Bools) -> tuple[list[Layer
             left[layer.name] = "its weights are shared with another layer"
         else:
             found.append(layer)
+    known = {layer.node for layer in network.layers}
+    for slot in network.slots:
+        if slot.role == "reads" and slot.node not in known and not alive[slot.channels].all():
+            left[graph.label(slot.node)] = f"{graph.nodes[slot.node].op_type} is not refitted"
     return found, left
 
 

@@ -30,10 +30,16 @@ def _view(
     for member in group.members:
         slot = network.slots[member.slot]
         layer = by_node.get(slot.node)
-        if layer is None or slot.parameter != layer.weight or slot.role == "follows":
+        if slot.role not in ("makes", "reads") or (layer is not None and slot.parameter != layer.weight):
             continue
-        weight = tensor(graph, layer.weight, device)
-        if slot.role == "makes":
+        weight = tensor(graph, slot.parameter, device)
+        if layer is None:
+            rows = weight.movedim(slot.axis, 0).flatten(1)
+            if slot.role == "makes":
+                makers.append(_bare_maker(slot.parameter, rows, member))
+            else:
+                readers.append(Reader(slot.parameter, rows, torch.from_numpy(member.positions).to(device)))
+        elif slot.role == "makes":
             makers.append(_maker(graph, layer, weight, slot.axis, member, device))
             activation = _loosest(activation, Activation(*layer.activation)) if len(makers) > 1 else Activation(*layer.activation)
         else:
@@ -41,6 +47,12 @@ def _view(
     names = {m.layer for m in makers} | {r.layer for r in readers}
     own = {key: value for key, value in statistics.items() if key[0] in names}
     return ChannelView(group.name, group.size, tuple(makers), tuple(readers), activation, own)
+
+
+def _bare_maker(name: str, rows: Tensor, member: Member) -> Maker:
+    """Weights of a node that is no layer (recurrent gates, an embedding): its rows alone, without bias."""
+    where = torch.from_numpy(member.positions)
+    return Maker(name, rows[where].reshape(len(where), -1), torch.zeros(len(where), device=rows.device))
 
 
 def _loosest(a: Activation, b: Activation) -> Activation:

@@ -62,6 +62,7 @@ class Flow:
     kinds   labels that are more than a plain channel (heads, recurrent units ...)
     summed  labels over which two activations are multiplied and summed: zero there is as good as gone
     blocks  grouped convolution -> the labels of its groups
+    work    (node, input, multiplications) of weights that are no layer's
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -78,6 +79,7 @@ class Flow:
         self.kinds: list[tuple[Ints, Kind]] = []
         self.summed: list[Ints] = []
         self.blocks: dict[int, Ints] = {}
+        self.work: list[tuple[int, int, int]] = []
         self._joint_of: dict[object, Joint] = {}
 
     def fresh(self, count: int) -> Ints:

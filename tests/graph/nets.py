@@ -19,6 +19,7 @@ from onnxprune.graph.structure import prepare
 from onnxprune.rewrite.cut import Cut, cut
 
 F32 = TensorProto.FLOAT
+RECURRENT = ("GRU", "LSTM", "RNN")
 
 
 def values(*shape: int, seed: int = 0, low: float = -1.0, high: float = 1.0) -> np.ndarray:
@@ -181,6 +182,7 @@ def masked(model: onnx.ModelProto, removed: Mapping[str, Mapping[str, Sequence[i
     for number, original in enumerate(model.graph.node):
         reading = onnx.NodeProto()
         reading.CopyFrom(original)
+        _forget(model, twin, reading, removed)
         found = _gone(model, original, shapes, removed)
         if found is not None:
             position, mask = found
@@ -206,18 +208,31 @@ def _attribute(n: onnx.NodeProto, name: str, default: Any) -> Any:
     return next((helper.get_attribute_value(a) for a in n.attribute if a.name == name), default)
 
 
+def _forget(model: onnx.ModelProto, twin: onnx.ModelProto, n: onnx.NodeProto, removed: Mapping[str, Any]) -> None:
+    """Recurrent units that went are not read by the others any more: zeros in their columns of R."""
+    if n.op_type not in RECURRENT:
+        return
+    entry, _ = _entry(model, n, n.input[2], removed)
+    if entry is not None:
+        weight = arrays(model)[n.input[2]].copy()
+        weight[..., list(entry.get("2", []))] = 0
+        twin.graph.initializer.append(numpy_helper.from_array(weight, f"forgetful_{n.output[0]}"))
+        n.input[2] = twin.graph.initializer[-1].name
+
+
 def _gone(
     model: onnx.ModelProto, n: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]], removed: Any
 ) -> tuple[int, np.ndarray] | None:
     """(input with the activation, mask over it) of one node of the original."""
-    if n.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+    if n.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul", *RECURRENT):
         return None
     left = n.op_type == "MatMul" and n.input[1] not in shapes
     weight = n.input[0 if left else 1]
     entry, turned = _entry(model, n, weight, removed)
     if entry is None or n.output[0] in shapes:
         return None
-    inner = {"Conv": 1, "ConvTranspose": 0, "Gemm": int(_attribute(n, "transB", 0)), "MatMul": int(left)}[n.op_type]
+    axes = {"Conv": 1, "ConvTranspose": 0, "Gemm": int(_attribute(n, "transB", 0)), "MatMul": int(left)}
+    inner = axes.get(n.op_type, 2)
     shape, group = shapes[weight], _attribute(n, "group", 1)
     if group > 1 and (shape[1] == 1 if n.op_type == "Conv" else shape[0] == group):
         return None  # depthwise: what it computes of a removed channel is read, masked, by the next layer
@@ -230,9 +245,7 @@ def _gone(
     return int(left), mask.reshape([-1] + [1] * behind)
 
 
-def _silent(
-    model: onnx.ModelProto, n: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]], removed: Any
-) -> np.ndarray | None:
+def _silent(model: onnx.ModelProto, n: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]], removed: Any) -> np.ndarray | None:
     """0/1 over the outputs of a MatMul or Einsum with a constant second operand."""
     if n.op_type not in ("MatMul", "Einsum") or n.input[1] not in shapes or n.output[0] in shapes:
         return None

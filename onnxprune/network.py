@@ -2,6 +2,7 @@
 
     Network   everything below, found once, never changed
     Layer     one Conv, ConvTranspose, Gemm or MatMul with constant weights
+    Quantised how the integers of a parameter stand for numbers
     Slot      one axis of one stored parameter, as one node reads it: which channel lies at each position
     Group     channels that have the same members: the thing a method ranks
     Member    where the channels of a group lie on one slot
@@ -23,7 +24,8 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-Role = Literal["makes", "reads", "follows"]
+# 'scales': follows, but is a scale or a zero point of quantised numbers: never to be set to zero itself.
+Role = Literal["makes", "reads", "follows", "scales"]
 Kind = Literal["channel", "neuron", "head", "head-width", "embedding", "recurrent", "expert"]
 
 
@@ -61,6 +63,7 @@ class Layer:
     batch_norm     index of the BatchNormalization node that alone reads the output, if there is one
     activation     operator type (and bounds) of the elementwise function behind it, see contract.Activation
     shared         another node reads the same weight
+    quantised      the stored weight is integers
     widen_bias     there is no bias, but the operator would take one
     """
 
@@ -86,8 +89,23 @@ class Layer:
     activation: tuple[str, tuple[float, ...]] = ("identity", ())
     residual: Residual | None = None
     shared: bool = False
+    quantised: bool = False
     widen_bias: bool = False
     whole_groups: bool = False
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A parameter of integers q that stand for (q - zero_point) * the product of scales: names of constant tensors.
+
+    axis    the parameter's axis along which scales and zero points differ, None where there is one of each
+    block   positions along `axis` that share a scale: 1, but for blocked quantisation
+    """
+
+    scales: tuple[str, ...]
+    zero_point: str = ""
+    axis: int | None = None
+    block: int = 1
 
 
 @dataclass(frozen=True)
@@ -179,6 +197,8 @@ class Network:
     """All that was found in one model. `tensor_channels[t][a]` are the channels along axis a of activation t.
 
     new_bias_terms: the elements of a bias for each layer that has none and could have one (named after its weight).
+    quantised: parameter -> what its integers stand for.
+    measured: channels whose values, together with others, set a scale at run time: a twin without them has to make them zero.
     """
 
     layers: tuple[Layer, ...]
@@ -193,6 +213,8 @@ class Network:
     parameter_terms: tuple[Term, ...] = field(repr=False)
     element_bytes: Mapping[str, int] = field(repr=False)
     new_bias_terms: tuple[Term, ...] = field(default=(), repr=False)
+    quantised: Mapping[str, Quantised] = field(default_factory=dict, repr=False)
+    measured: Ints = field(default_factory=lambda: np.empty(0, np.int64), repr=False)
 
     @cached_property
     def layer(self) -> dict[str, Layer]:

@@ -87,6 +87,8 @@ def repairable(graph: Graph, network: Network, alive: Bools) -> tuple[list[Layer
             continue
         if layer.shared:
             left[layer.name] = "its weights are shared with another layer"
+        elif layer.quantised:
+            left[layer.name] = "its weights are quantised"
         else:
             found.append(layer)
     known = {layer.node for layer in network.layers}

@@ -20,6 +20,8 @@ from onnxprune.errors import ModelError
 # Values with more elements than this are weights, not shape arithmetic.
 SMALL = 4096
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
+# What parameters are stored in: the small integers are quantised numbers.
+WEIGHTS = FLOATS | {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4}
 # Constant inputs, yet another value in every run.
 RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 # Operators that move numbers without changing them: what is known of the numbers moves along.

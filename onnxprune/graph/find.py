@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from onnx import helper
 
-from onnxprune.graph.facts import FLOATS
+from onnxprune.graph.facts import WEIGHTS
 from onnxprune.graph.joints import resolve
 from onnxprune.graph.labels import Flow, components
 from onnxprune.graph.structure import Graph
@@ -33,7 +33,7 @@ def find(graph: Graph, *, inner: bool = False) -> Network:
     summed = np.zeros(count, bool)
     for labels in flow.summed:
         summed[channel[labels]] = True
-    layers = tuple(_grouped(flow, channel, joint_pins, surroundings(graph, layer)) for layer in flow.layers)
+    layers = tuple(_grouped(flow, channel, joint_pins, surroundings(graph, layer, flow.quantised)) for layer in flow.layers)
     kinds = {int(c): kind for labels, kind in reversed(flow.kinds) for c in channel[labels]}
     names = _names(graph, flow, layers)
     groups, loose = _groups(slots, names, layers, joint_pins, summed, kinds, count)
@@ -49,6 +49,8 @@ def find(graph: Graph, *, inner: bool = False) -> Network:
         mac_terms=_mac_terms(graph, layers, flow.work, slots, groups, count),
         parameter_terms=_parameter_terms(graph, slots, groups, count),
         element_bytes={name: helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for name, t in graph.parameters.items()},
+        quantised=flow.quantised,
+        measured=channel[np.concatenate([np.empty(0, np.int64), *flow.measured])],
         new_bias_terms=_new_bias_terms(layers, {t: channel[v[1]] for t, v in flow.tensors.items() if 1 in v}, groups, count),
     )
 
@@ -76,7 +78,7 @@ def _groups(
     kinds: Mapping[int, Kind], count: int,
 ) -> tuple[tuple[Group, ...], Bools]:  # fmt: skip
     """Free channels with the same members form a group. Also returns the free channels that nothing makes or nothing reads."""
-    roles = {role: np.zeros(count, bool) for role in ("makes", "reads", "follows")}
+    roles = {role: np.zeros(count, bool) for role in ("makes", "reads", "follows", "scales")}
     present = np.zeros(count, bool)
     for slot in slots:
         roles[slot.role][slot.channels] = True
@@ -214,7 +216,7 @@ def _parameter_terms(graph: Graph, slots: Sequence[Slot], groups: Sequence[Group
         axes.setdefault(slot.parameter, {}).setdefault(slot.axis, _axis(slot.channels, groups, member_of))
     terms = []
     for name, tensor in graph.parameters.items():
-        if tensor.data_type not in FLOATS:
+        if tensor.data_type not in WEIGHTS:
             continue
         own: dict[int, Any] = axes.get(name, {})
         rest = prod(n for a, n in enumerate(tensor.dims) if a not in own)

@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 
 from onnxprune.errors import OnnxpruneError
 from onnxprune.graph.structure import Graph
-from onnxprune.network import Geometry, Ints, Kind, Layer, Role
+from onnxprune.network import Geometry, Ints, Kind, Layer, Quantised, Role
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ class Flow:
     summed  labels over which two activations are multiplied and summed: zero there is as good as gone
     blocks  grouped convolution -> the labels of its groups
     work    (node, input, multiplications) of weights that are no layer's
+    quantised  parameter -> what its integers stand for
+    measured   labels whose values set a scale at run time
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -80,6 +82,8 @@ class Flow:
         self.summed: list[Ints] = []
         self.blocks: dict[int, Ints] = {}
         self.work: list[tuple[int, int, int]] = []
+        self.quantised: dict[str, Quantised] = {}
+        self.measured: list[Ints] = []
         self._joint_of: dict[object, Joint] = {}
 
     def fresh(self, count: int) -> Ints:
@@ -174,7 +178,31 @@ class Flow:
         if stored is None or stored.axes[axis] is None:
             self.pin(labels, name, f"constant {name!r} is computed in the graph")
             return
-        self.slots.append(LabelledSlot(stored.parameter, node, position, int(stored.axes[axis] or 0), role, labels))
+        own = int(stored.axes[axis] or 0)
+        self.slots.append(LabelledSlot(stored.parameter, node, position, own, role, labels))
+        if stored.quantised is not None:
+            self.dequantised(node, position, stored.parameter, stored.quantised, own, labels)
+
+    def dequantised(self, node: int, position: int, parameter: str, found: Quantised, axis: int, labels: Ints) -> None:
+        """Axis `axis` of a parameter of integers carries `labels`: its scales and zero points follow where they differ along it."""
+        if self.quantised.setdefault(parameter, found) != found:
+            self.pin(labels, parameter, f"the integers of {parameter!r} stand for other numbers elsewhere")
+        if found.block > 1 and found.axis == axis:
+            self.pin(labels, parameter, f"{parameter!r} is quantised in blocks of these channels")
+        elif found.axis is not None and (found.block > 1 or found.axis == axis):
+            for tensor in filter(None, (*found.scales, found.zero_point)):
+                self.scale(node, position, tensor, axis, labels)
+
+    def scale(self, node: int, position: int, tensor: str, axis: int, labels: Ints) -> None:
+        """A scale or zero point, read by input `position` of a node; of a vector all is along `axis`. One for all stays."""
+        shape, stored = self.graph.shapes[tensor], self.graph.stored(tensor)
+        along = axis if len(shape) > 1 else 0
+        if not shape or shape[along] != len(labels) or len(labels) == 1:
+            return
+        if stored is None:
+            self.pin(labels, tensor, f"{tensor!r} is computed in the graph")
+        else:
+            self.slots.append(LabelledSlot(stored.parameter, node, position, int(stored.axes[along] or 0), "scales", labels))
 
     def components(self) -> tuple[int, Ints]:
         """Number of channels, and the channel of every label."""

@@ -28,7 +28,7 @@ class Cut:
     """A model with channels removed.
 
     removed   original parameter ('name@node' where users of a shared one keep different positions) -> axis -> positions that went
-    renamed   (node, input) -> name of the parameter it reads now, where that is a clone
+    renamed   (node, input) as in Graph.place -> name of the parameter it reads now, where that is a clone
     """
 
     model: onnx.ModelProto = field(repr=False)
@@ -132,6 +132,7 @@ def _cut_parameter(
     for (node, position), kept in users.items():
         if not kept:
             continue
+        node, position = graph.place(node, position, name)
         key = node, _signature(kept)
         if key not in clones:
             clones[key] = free_name(f"{name}@{graph.label(node)}", {*parameters, *graph.producer, *graph.inputs})
@@ -158,7 +159,7 @@ def _take(graph: Graph, name: str, kept: Kept) -> NDArray[Any]:
 
 
 def as_read(graph: Graph, tensor: str, parameter: str, value: NDArray[Any]) -> NDArray[Any]:
-    """The clone stands where its user reads, behind any Transpose or Unsqueeze: bring it into that order of axes."""
+    """The clone stands where its user reads, behind any Transpose, Unsqueeze or Cast: bring it into that form."""
     stored = graph.stored(tensor)
     if tensor == parameter or stored is None:
         return value
@@ -166,7 +167,7 @@ def as_read(graph: Graph, tensor: str, parameter: str, value: NDArray[Any]) -> N
     rest = [a for a in range(value.ndim) if a not in order]
     moved = value.transpose([*order, *rest])
     shape = [1 if a is None else value.shape[a] for a in stored.axes]
-    return moved.reshape(shape)
+    return moved.reshape(shape).astype(helper.tensor_dtype_to_np_dtype(graph.types[tensor]))
 
 
 def replace_numbers(target: onnx.TensorProto, original: onnx.TensorProto, value: NDArray[Any]) -> None:

@@ -26,7 +26,7 @@ def reweigh(made: Cut, graph: Graph, network: Network, plans: Mapping[str, Chann
     readers: dict[str, dict[User, Factors]] = {}
     for slot in network.slots:
         factor = factors[slot.channels[alive[slot.channels]]]
-        if slot.role != "reads" or (factor == 1).all():
+        if slot.role != "reads" or (factor == 1).all() or slot.parameter in network.quantised:
             continue
         user, axis = (slot.node, slot.input), slot.axis
         name = made.renamed.get(user, slot.parameter)

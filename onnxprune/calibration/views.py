@@ -63,7 +63,10 @@ def _loosest(a: Activation, b: Activation) -> Activation:
 
 
 def tensor(graph: Graph, name: str, device: str, quantised: Mapping[str, Quantised] = MappingProxyType({})) -> Tensor:
-    """A parameter in float32, or what its integers stand for. Raises ModelError where it holds no numbers: what is ranked by them would be ranked by chance."""
+    """A parameter in float32, or what its integers stand for.
+
+    Raises ModelError where it holds no numbers: what is ranked by them would be ranked by chance.
+    """
     value = torch.from_numpy(real(graph, name, quantised).astype("float32"))
     if not bool(torch.isfinite(value).all()):
         raise ModelError(f"weight {name!r} holds NaN or infinity", "train or export the model again, or --skip its layer")

@@ -184,7 +184,7 @@ class Flow:
             self.dequantised(node, position, stored.parameter, stored.quantised, own, labels)
 
     def dequantised(self, node: int, position: int, parameter: str, found: Quantised, axis: int, labels: Ints) -> None:
-        """Axis `axis` of a parameter of integers carries `labels`: its scales and zero points follow where they differ along it."""
+        """Axis `axis` of a parameter of integers carries `labels`: scales and zero points follow where they differ along it."""
         if self.quantised.setdefault(parameter, found) != found:
             self.pin(labels, parameter, f"the integers of {parameter!r} stand for other numbers elsewhere")
         if found.block > 1 and found.axis == axis:

@@ -27,6 +27,8 @@ WEIGHTS = FLOATS | {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, Tenso
 RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 # Operators that move numbers without changing them: what is known of the numbers moves along.
 MOVE = {"Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze"}
+# Operators that compute an entry of small values from the entries at the same place.
+ENTRYWISE = {"Add", "And", "Div", "Equal", "Greater", "Less", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Sub", "Where"}
 Types = dict[str, onnx.TypeProto]
 
 
@@ -167,6 +169,8 @@ class Facts:
         masks: list[Any] | None = [settled] * len(outputs)
         if not settled and node.op_type in MOVE:
             masks = self._moved(node)
+        elif not settled and node.op_type in ENTRYWISE:
+            masks = [self._entrywise(node, names)]
         for name, value, mask in zip(outputs, results, masks or [False] * len(outputs), strict=True):
             if name not in self.shapes:
                 self._type(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
@@ -199,6 +203,22 @@ class Facts:
         marks = {n: self.fixed[n].astype(np.int64) if n in data else self.values[n] for n in node.input if n}
         found = self._run(node, marks)
         return None if found is None else [f.astype(bool) for f in found]
+
+    def _entrywise(self, node: onnx.NodeProto, names: list[str]) -> NDArray[np.bool_]:
+        """Each entry is fixed where those that it is computed from are; Where looks only at the one it takes."""
+        if node.op_type == "Where":
+            asked, yes, no = node.input
+            taken = np.where(self.values[asked], self.fixed[yes], self.fixed[no])
+            return np.asarray(self.fixed[asked] & taken)
+        return np.asarray(np.logical_and.reduce(np.broadcast_arrays(*(self.fixed[n] for n in names))))
+
+    def open_axes(self) -> dict[str, tuple[int, ...]]:
+        """Axes whose length is not the same in every run."""
+        return {
+            name: axes
+            for name, proto in self.symbolic.items()
+            if (axes := tuple(i for i, d in enumerate(proto.tensor_type.shape.dim) if not d.HasField("dim_value")))
+        }
 
     def _run(self, node: onnx.NodeProto, inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]] | None:
         try:

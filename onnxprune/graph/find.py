@@ -19,6 +19,9 @@ from onnxprune.graph.surroundings import surroundings
 from onnxprune.graph.walk import walk
 from onnxprune.network import Axis, Bools, Group, Ints, Kind, Layer, Member, Network, Pin, Slot, Term
 
+# Of several kinds that a channel is, the first counts.
+KINDS: tuple[Kind, ...] = ("head", "expert", "recurrent", "head-width", "embedding", "neuron", "channel")
+
 
 def find(graph: Graph, *, inner: bool = False) -> Network:
     """Layers, groups, pins and costs of a traced model. `inner`: of split channels prefer the inner part (widths to heads)."""
@@ -34,13 +37,14 @@ def find(graph: Graph, *, inner: bool = False) -> Network:
     for labels in flow.summed:
         summed[channel[labels]] = True
     layers = tuple(_grouped(flow, channel, joint_pins, surroundings(graph, layer, flow.quantised)) for layer in flow.layers)
-    kinds = {int(c): kind for labels, kind in reversed(flow.kinds) for c in channel[labels]}
+    marks = sorted(flow.kinds, key=lambda mark: KINDS.index(mark[1]), reverse=True)
+    kinds = {int(c): kind for labels, kind in marks for c in channel[labels]}
     names = _names(graph, flow, layers)
     groups, loose = _groups(slots, names, layers, joint_pins, summed, kinds, count)
     return Network(
         layers=layers,
         groups=groups,
-        pins=_pins(flow, channel, slots, layers, loose, count),
+        pins=_pins(flow, channel, slots, layers, loose, _alone(groups, joint_pins | loose, slots, count), count),
         slots=slots,
         channel_count=count,
         tensor_channels={t: {a: channel[v] for a, v in axes.items()} for t, axes in flow.tensors.items()},
@@ -99,7 +103,6 @@ def _groups(
     groups: dict[str, Group] = {}
     for ids in found.values():
         if len(ids) == 1:
-            loose[ids] = True  # what hangs together with everything else can only go with all of it
             continue
         group = _group(np.array(ids, np.int64), slots, names, by_node, kinds, count)
         name = _unique(group.name, groups)
@@ -148,7 +151,20 @@ def _group(
     )
 
 
-def _pins(flow: Flow, channel: Ints, slots: Sequence[Slot], layers: Sequence[Layer], loose: Bools, count: int) -> tuple[Pin, ...]:
+def _alone(groups: Sequence[Group], others: Bools, slots: Sequence[Slot], count: int) -> Bools:
+    """Channels that are made, and neither pinned nor loose nor in a group: alone with their members."""
+    made = np.zeros(count, bool)
+    for slot in slots:
+        if slot.role == "makes":
+            made[slot.channels] = True
+    for group in groups:
+        made[group.ids] = False
+    return made & ~others
+
+
+def _pins(
+    flow: Flow, channel: Ints, slots: Sequence[Slot], layers: Sequence[Layer], loose: Bools, alone: Bools, count: int
+) -> tuple[Pin, ...]:
     """One line for each reason that really keeps weights from leaving."""
     weighted = np.zeros(count, bool)
     for slot in slots:
@@ -163,10 +179,9 @@ def _pins(flow: Flow, channel: Ints, slots: Sequence[Slot], layers: Sequence[Lay
     pins = [Pin(tensor, reason, len(hit)) for (tensor, reason), hit in found.items()]
     outputs = {layer.node: layer.output for layer in layers}
     for slot in slots:
-        if slot.role == "makes" and loose[slot.channels].any():
-            pins.append(
-                Pin(outputs.get(slot.node, slot.parameter), "no layer reads these channels", int(loose[slot.channels].sum()))
-            )
+        for kind, reason in ((loose, "no layer reads these channels"), (alone, "one channel by itself, which always stays")):
+            if slot.role == "makes" and kind[slot.channels].any():
+                pins.append(Pin(outputs.get(slot.node, slot.parameter), reason, int(kind[slot.channels].sum())))
     return tuple(pins)
 
 

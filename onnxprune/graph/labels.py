@@ -230,9 +230,11 @@ class Resizer(Protocol):
     def stored_shape(self, node: int, position: int) -> tuple[int, ...]:
         """Shape of a constant input after the cut."""
 
-    def set_input(self, node: int, position: int, value: NDArray[Any]) -> None: ...
+    def set_input(self, node: int, position: int, value: NDArray[Any]) -> None:
+        """Also one that is left out, if it is the next."""
 
-    def set_attribute(self, node: int, name: str, value: Any) -> None: ...
+    def set_attribute(self, node: int, name: str, value: Any) -> None:
+        """None takes the attribute away."""
 
 
 Rule = Callable[[Flow, int], None]

@@ -18,10 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph import surgeon
-from onnxprune.graph.facts import FLOATS, Facts
+from onnxprune.graph.facts import Facts
 from onnxprune.network import Quantised
-
-LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,7 @@ class Graph:
     values          known small values: constants and shape arithmetic (at the trial sizes)
     fixed           for each of them, which entries are the same at all sizes of the open axes
     parameters      initializers and values of Constant nodes, by name
+    open            axes whose length depends on the run
     constants       tensors computed from parameters alone
     captured        tensors read inside subgraphs (If, Loop, Scan)
     """
@@ -60,6 +59,7 @@ class Graph:
     types: Mapping[str, int] = field(repr=False)
     values: Mapping[str, NDArray[Any]] = field(repr=False)
     fixed: Mapping[str, NDArray[np.bool_]] = field(repr=False)
+    open: Mapping[str, tuple[int, ...]] = field(repr=False)
     constants: frozenset[str] = field(repr=False)
     opset: int
 
@@ -83,6 +83,10 @@ class Graph:
                 value = helper.get_attribute_value(attribute)
                 return value.decode() if isinstance(value, bytes) else value
         return default
+
+    def open_axes(self, tensor: str) -> set[int]:
+        """Axes whose length depends on the run, as far as ONNX's inference can tell."""
+        return set(self.open.get(tensor, ()))
 
     def input(self, index: int, position: int) -> str:
         """Name of an input, empty where it is left out."""
@@ -168,47 +172,6 @@ class Graph:
         return found
 
 
-def prepare(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None = None) -> tuple[Graph, int]:
-    """Trace `model`; weights that the graph computes from constants are folded first, in place. Also returns how many were."""
-    graph = trace(model, sizes)
-    if surgeon.settle(model, _known_sizes(graph)) + surgeon.part_concats(model):
-        graph = trace(model, sizes)
-    computed = {
-        name
-        for node in graph.nodes
-        if not all(o in graph.constants for o in node.output if o)
-        for position, name in enumerate(node.input)
-        if name in graph.constants and _to_fold(graph, node, position, name)
-    }
-    if not computed:
-        return graph, 0
-    folded = surgeon.fold(model, computed)
-    return trace(model, sizes), len(folded)
-
-
-def _known_sizes(graph: Graph) -> dict[str, NDArray[Any]]:
-    """Shape arithmetic that comes out the same whatever the open axes are, with its values."""
-    return {
-        name: value
-        for name, value in graph.values.items()
-        if name in graph.producer and name not in graph.constants and name in graph.fixed and bool(graph.fixed[name].all())
-    }
-
-
-def _to_fold(graph: Graph, node: onnx.NodeProto, position: int, name: str) -> bool:
-    """Whether a constant input can only be cut once it is a parameter: it is computed, or layer weights of another rank."""
-    if name not in graph.producer or graph.types.get(name) not in FLOATS or _quantised(graph, name):
-        return False
-    stored = graph.stored(name)
-    return stored is None or (node.op_type in LAYERS and position < 2 and None in stored.axes)
-
-
-def _quantised(graph: Graph, name: str) -> bool:
-    """Folding quantised weights would make a float model of a quantised one."""
-    node = graph.nodes[graph.producer[name]] if name in graph.producer else None
-    return node is not None and (node.op_type == "DequantizeLinear" or any(_quantised(graph, n) for n in node.input if n))
-
-
 def trace(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None = None) -> Graph:
     """Look everything up. `sizes`: input name -> shape to try, where the model leaves axes open.
 
@@ -240,6 +203,7 @@ def trace(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None = No
         types=facts.types,
         values=facts.values,
         fixed=facts.fixed,
+        open=facts.open_axes(),
         constants=frozenset(facts.constants),
         opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1),
     )

@@ -98,6 +98,24 @@ def settle(model: onnx.ModelProto, known: Mapping[str, NDArray[Any]]) -> int:
     return len(nodes)
 
 
+def restate_inputs(model: onnx.ModelProto, wanted: Mapping[tuple[str, int], NDArray[Any]]) -> int:
+    """Replace inputs, (first output of a node, position), by constants of their own, in place; returns how many."""
+    if not wanted:
+        return 0
+    graph = model.graph
+    taken = {name for node in graph.node for name in node.output} | {t.name for t in graph.initializer}
+    old: set[str] = set()
+    for node in graph.node:
+        for (output, position), value in wanted.items():
+            if node.output[0] == output:
+                old.add(node.input[position])
+                name = next(n for i in itertools.count() if (n := f"{output}.sizes" + (f"#{i}" if i else "")) not in taken)
+                taken.add(name)
+                node.input[position] = add_initializer(model, onnx.numpy_helper.from_array(value, name)).name
+    clean(model, _ancestors(graph, old) - {i.name for i in graph.input})
+    return len(wanted)
+
+
 def part_concats(model: onnx.ModelProto) -> int:
     """Give every reader of a small computed shape a Concat of its own, so that each may state other sizes; returns how many."""
     graph = model.graph

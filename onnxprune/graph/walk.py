@@ -6,6 +6,7 @@ import onnxprune.graph.rules  # noqa: F401  (registers every operator)
 from onnxprune.graph import sizes
 from onnxprune.graph.labels import Flow, operator
 from onnxprune.graph.structure import Graph
+from onnxprune.network import Ints
 
 
 def walk(graph: Graph) -> Flow:
@@ -16,6 +17,7 @@ def walk(graph: Graph) -> Flow:
             continue
         if not sizes.follow(flow, index):
             _apply(flow, index)
+    _share(flow)
     for name in graph.captured:
         flow.pin_all(name, "read inside a subgraph")
         sizes.pin_counts(flow, name, "read inside a subgraph")
@@ -36,3 +38,24 @@ def _apply(flow: Flow, index: int) -> None:
     why = f"operator {node.op_type} has no rule" if found is None else f"the shape of {unknown!r} is not known"
     for name in node.input:
         flow.pin_all(name, f"{why} (node {graph.label(index)!r})")
+
+
+def _share(flow: Flow) -> None:
+    """Weights that several layers read (siamese branches, ALBERT's layers) stay one: their readers lose the same channels.
+
+    Not so what only follows: exporters merge equal biases by accident, and a copy of one costs nothing.
+    """
+    graph = flow.graph
+    axes: dict[tuple[str, int], dict[tuple[int, int], Ints]] = {}
+    for slot in flow.slots:
+        if slot.role != "follows":
+            axes.setdefault((slot.parameter, slot.axis), {})[slot.node, slot.input] = slot.labels
+    for (parameter, _), found in axes.items():
+        users = graph.end_users(parameter)
+        if len(users) < 2:
+            continue
+        first = next(iter(found.values()))
+        for labels in found.values():
+            flow.tie(first, labels)
+        for user in [u for u in users if u not in found]:
+            flow.pin(first, parameter, f"{graph.label(user[0])!r} shares this weight and needs all of it")

@@ -174,7 +174,7 @@ def replace_numbers(target: onnx.TensorProto, original: onnx.TensorProto, value:
     """Other numbers; the name, the doc string and the metadata stay those of `original`."""
     doc = original.doc_string
     metadata = [onnx.StringStringEntryProto.FromString(e.SerializeToString()) for e in original.metadata_props]
-    target.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), original.name))
+    target.CopyFrom(numpy_helper.from_array(np.asarray(value, order="C"), original.name))
     if doc:
         target.doc_string = doc
     target.metadata_props.extend(metadata)
@@ -219,7 +219,10 @@ class _Edit:
 
     def set_input(self, node: int, position: int, value: NDArray[Any]) -> None:
         """In place where this node alone reads a stored value, else a new initializer: others may need the old one."""
-        name = self.graph.nodes[node].input[position]
+        inputs = self._model.graph.node[node].input
+        if position == len(inputs):
+            inputs.append("")
+        name = self.graph.input(node, position) or f"{self.graph.label(node)}.sizes"
         if name in self.graph.parameters and len(self.graph.users[name]) == 1 and not self.graph.exposed(name):
             kind = helper.tensor_dtype_to_np_dtype(self._parameters[name].data_type)
             replace_numbers(self._parameters[name], self.graph.parameters[name], value.astype(kind))
@@ -227,15 +230,20 @@ class _Edit:
         new = free_name(f"{name}@{self.graph.label(node)}", {*self._parameters, *self.graph.producer, *self.graph.inputs})
         tensor = numpy_helper.from_array(value.astype(np.int64), new)
         self._parameters[new] = surgeon.add_initializer(self._model, tensor)
-        self._model.graph.node[node].input[position] = new
+        inputs[position] = new
 
     def set_attribute(self, node: int, name: str, value: Any) -> None:
         target = self._model.graph.node[node]
-        for attribute in target.attribute:
+        for number, attribute in enumerate(target.attribute):
+            if attribute.name == name and value is None:
+                del target.attribute[number]
+                return
             if attribute.name == name:
                 doc = attribute.doc_string
                 attribute.CopyFrom(helper.make_attribute(name, value, doc_string=doc or None))
                 return
+        if value is None:
+            return
         target.attribute.append(helper.make_attribute(name, value))
 
 

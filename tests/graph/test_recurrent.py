@@ -10,7 +10,7 @@ from onnx.reference import ReferenceEvaluator
 
 import onnxprune
 from onnxprune.graph.find import find
-from onnxprune.graph.structure import prepare
+from onnxprune.graph.prepare import prepare
 from onnxprune.rewrite.mask import masked_twin
 from tests.graph.cases import CASES, ints
 from tests.graph.cases_recurrent import GATES, OUT, UNITS, weights

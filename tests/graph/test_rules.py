@@ -15,6 +15,7 @@ from tests.graph import (  # noqa: F401
     cases_normalization,
     cases_pooling,
     cases_recurrent,
+    cases_selection,
 )
 from tests.graph.cases import CASES
 from tests.graph.nets import check, feeds, pruned, run

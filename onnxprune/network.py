@@ -98,13 +98,14 @@ class Layer:
 class Quantised:
     """A parameter of integers q that stand for (q - zero_point) * the product of scales: names of constant tensors.
 
-    axis    the parameter's axis along which scales and zero points differ, None where there is one of each
-    block   positions along `axis` that share a scale: 1, but for blocked quantisation
+    axes     the parameter's axes along which scales and zero points differ: theirs in order; none where there is one of each
+    blocked  of these axes the one along which `block` positions share a scale
     """
 
     scales: tuple[str, ...]
     zero_point: str = ""
-    axis: int | None = None
+    axes: tuple[int, ...] = ()
+    blocked: int | None = None
     block: int = 1
 
 

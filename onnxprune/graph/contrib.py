@@ -9,6 +9,7 @@ DOMAIN = "com.microsoft"
 # name -> the standard operator, which inputs are its inputs, and which input has the type of the output (left out: float).
 STANDARD: dict[str, tuple[str, tuple[int, ...], int]] = {
     "DequantizeLinear": ("Identity", (0,), 1),
+    "DynamicQuantizeLSTM": ("LSTM", (0, 1, 2), 0),
     "DynamicQuantizeMatMul": ("MatMul", (0, 1), 2),
     "MatMulIntegerToFloat": ("MatMul", (0, 1), 2),
     "QGemm": ("Gemm", (0, 3), 8),
@@ -38,7 +39,7 @@ def standard(node: onnx.NodeProto) -> tuple[onnx.NodeProto, str] | None:
         name, positions, typed = STANDARD[node.op_type]
     else:
         return None
-    found = helper.make_node(name, [node.input[i] for i in positions], [node.output[0]], name=node.name)
+    found = helper.make_node(name, [node.input[i] for i in positions], list(node.output), name=node.name)
     known = defs.get_schema(name).attributes
     found.attribute.extend(a for a in node.attribute if a.name in known)
     return found, node.input[typed] if typed < len(node.input) else ""

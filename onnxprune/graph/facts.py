@@ -131,8 +131,9 @@ class Facts:
             self._infer(alike, list(alike.input), "")
             for name in alike.input:
                 self._type(name, self.types[name], self.shapes[name])
-            if node.output[0] in self.shapes:
-                self._type(node.output[0], self.types.get(typed, TensorProto.FLOAT), self.shapes[node.output[0]])
+            for name in node.output:
+                if name in self.shapes:
+                    self._type(name, self.types.get(typed, TensorProto.FLOAT), self.shapes[name])
 
     def _infer(self, node: onnx.NodeProto, names: list[str], domain: str) -> None:
         data = {name: numpy_helper.from_array(self.values[name], name) for name in names if name in self.values}

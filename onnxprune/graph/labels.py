@@ -185,24 +185,26 @@ class Flow:
 
     def dequantised(self, node: int, position: int, parameter: str, found: Quantised, axis: int, labels: Ints) -> None:
         """Axis `axis` of a parameter of integers carries `labels`: scales and zero points follow where they differ along it."""
+        behind = self.graph.nodes[self.graph.place(node, position, parameter)[0]].output[0]
         if self.quantised.setdefault(parameter, found) != found:
             self.pin(labels, parameter, f"the integers of {parameter!r} stand for other numbers elsewhere")
-        if found.block > 1 and found.axis == axis:
+        if behind in self.graph.constants and self.graph.exposed(behind):
+            self.pin(labels, behind, f"{behind!r} is read outside the graph, or inside a subgraph")
+        if found.blocked == axis:
             self.pin(labels, parameter, f"{parameter!r} is quantised in blocks of these channels")
-        elif found.axis is not None and (found.block > 1 or found.axis == axis):
+        elif axis in found.axes:
             for tensor in filter(None, (*found.scales, found.zero_point)):
-                self.scale(node, position, tensor, axis, labels)
+                self.scale(node, position, tensor, found.axes.index(axis), labels)
 
     def scale(self, node: int, position: int, tensor: str, axis: int, labels: Ints) -> None:
-        """A scale or zero point, read by input `position` of a node; of a vector all is along `axis`. One for all stays."""
+        """A scale or zero point whose axis `axis` goes with the labels, read by input `position` of a node. One for all stays."""
         shape, stored = self.graph.shapes[tensor], self.graph.stored(tensor)
-        along = axis if len(shape) > 1 else 0
-        if not shape or shape[along] != len(labels) or len(labels) == 1:
+        if len(shape) <= axis or shape[axis] != len(labels) or len(labels) == 1:
             return
         if stored is None:
             self.pin(labels, tensor, f"{tensor!r} is computed in the graph")
         else:
-            self.slots.append(LabelledSlot(stored.parameter, node, position, int(stored.axes[along] or 0), "scales", labels))
+            self.slots.append(LabelledSlot(stored.parameter, node, position, int(stored.axes[axis] or 0), "scales", labels))
 
     def components(self) -> tuple[int, Ints]:
         """Number of channels, and the channel of every label."""

@@ -36,8 +36,8 @@ def _spread(graph: Graph, tensor: str, found: Quantised, shape: tuple[int, ...])
     """A scale or zero point: one number, one per position along an axis, or one per block of positions."""
     stored = graph.stored(tensor)
     value = graph.array(stored.parameter) if stored is not None else graph.values[tensor]
-    if value.size == 1 or found.axis is None:
-        return value.reshape(-1)[:1].reshape([1] * len(shape))
-    if found.block > 1:
-        return value.repeat(found.block, found.axis).take(np.arange(shape[found.axis]), found.axis)
-    return value.reshape([-1 if a == found.axis else 1 for a in range(len(shape))])
+    if value.size == 1:
+        return value.reshape([1] * len(shape))
+    if found.blocked is not None:
+        value = value.repeat(found.block, found.blocked).take(np.arange(shape[found.blocked]), found.blocked)
+    return value.reshape([shape[a] if a in found.axes else 1 for a in range(len(shape))])

@@ -153,11 +153,13 @@ class Graph:
 
     def _quantised(self, index: int, source: Stored) -> Quantised:
         """What a DequantizeLinear of a constant says of it; `axis` counts the axes of the parameter."""
-        scale = self.input(index, 1)
+        scale, zero_point = self.input(index, 1), self.input(index, 2)
         block = self.attribute(index, "block_size", 0)
         axis = self.attribute(index, "axis", 1) % max(len(source.axes), 1)
-        differs = int(np.prod(self.shapes.get(scale, ()))) > 1
-        return Quantised((scale,), self.input(index, 2), source.axes[axis] if differs else None, max(block, 1))
+        if block:
+            return Quantised((scale,), zero_point, tuple(range(len(source.axes))), axis, block)
+        along = source.axes[axis] if int(np.prod(self.shapes.get(scale, ()))) > 1 else None
+        return Quantised((scale,), zero_point, () if along is None else (along,))
 
     def place(self, node: int, position: int, parameter: str) -> tuple[int, int]:
         """Where a copy of a parameter for one reader alone has to stand: at its input, or in front of the DequantizeLinear."""

@@ -28,7 +28,11 @@ def quantize(flow: Flow, index: int) -> None:
         if len(scale) > 1 or axis == along:
             for position in range(1, len(node.input)):
                 if node.input[position]:
-                    flow.scale(index, position, node.input[position], axis, labels)
+                    flow.scale(index, position, node.input[position], axis if len(scale) > 1 else 0, labels)
+    maker = graph.producer.get(node.input[0])
+    table = graph.stored(graph.input(maker, 0)) if maker is not None and graph.nodes[maker].op_type == "Gather" else None
+    if table is not None and not scale:
+        flow.quantised.setdefault(table.parameter, Quantised((node.input[1],), graph.input(index, 2)))
     flow.give(node.output[0], found)
 
 
@@ -55,7 +59,8 @@ def _integers(flow: Flow, index: int, weight: int, made: Ints | None, axis: int,
     if not all(n in graph.constants for n in [*scales, zero_point] if n):
         flow.pin(made, graph.input(index, weight), f"{graph.label(index)!r} takes the scales of its weights from the graph")
         return
-    flow.quantised[stored.parameter] = Quantised(tuple(scales), zero_point, stored.axes[axis] if differs else None)
+    along = stored.axes[axis] if differs else None
+    flow.quantised[stored.parameter] = Quantised(tuple(scales), zero_point, () if along is None else (along,))
     for position, name in enumerate(graph.nodes[index].input):
         if differs and name in (*scales, zero_point):
             flow.scale(index, position, name, 0, made)
@@ -66,7 +71,7 @@ def _bias(flow: Flow, index: int, position: int, scales: Sequence[str]) -> None:
     graph = flow.graph
     stored = graph.stored(graph.input(index, position)) if graph.input(index, position) else None
     if stored is not None and all(name in graph.constants for name in scales):
-        flow.quantised[stored.parameter] = Quantised(tuple(scales), "", 0)
+        flow.quantised[stored.parameter] = Quantised(tuple(scales), "", (0,))
 
 
 @rule("QLinearConv", resize=_resize_conv, note="as Conv; scales and zero points per channel follow")

@@ -19,7 +19,7 @@ from onnxprune.calibration.repair import LayerRepair
 from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.segments import reads
 from onnxprune.figures import GroupFigures, ModelFigures, PinFigures
-from onnxprune.graph.facts import FLOATS
+from onnxprune.graph.facts import WEIGHTS
 from onnxprune.graph.load import ModelFile
 from onnxprune.graph.structure import Graph
 from onnxprune.network import Network
@@ -34,7 +34,7 @@ def model_figures(file: ModelFile | None, graph: Graph, network: Network) -> Mod
         path=str(file.path) if file and file.path else None,
         sha256=file.sha256 if file else None,
         bytes=file.size if file else 0,
-        parameters=sum(prod(t.dims) for t in graph.parameters.values() if t.data_type in FLOATS),
+        parameters=sum(prod(t.dims) for t in graph.parameters.values() if t.data_type in WEIGHTS),
         macs=network.cost().macs,
         peak_memory_bytes=peak_memory(graph),
         latency_ms=None,

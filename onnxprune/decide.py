@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from zlib import crc32
@@ -22,6 +22,7 @@ from onnxprune.compensation.least_squares import RefitLosses
 from onnxprune.contract import Activation, ChannelPlan, ChannelView, Method, Moments, Reader, Statistic, check_scores
 from onnxprune.devices import Device
 from onnxprune.errors import NothingToPruneError, UnknownNameError
+from onnxprune.graph.facts import FLOATS
 from onnxprune.graph.structure import Graph
 from onnxprune.matrix import channel_rows, positions, rows
 from onnxprune.network import USUAL_KINDS, Group, Kind, Layer, Network
@@ -98,8 +99,8 @@ def gather(
     """One pass over the calibration samples for what the method needs and, if `weigh`, for the losses of the auto budget."""
     found: dict[tuple[str, type[Statistic]], Statistic] = {}
     batches = max(source.count // batch, 1)
-    makers = [network.layer[name] for name in sorted({n for g in groups for n in g.makers})]
-    readers = [network.layer[name] for name in sorted({n for g in groups for n in g.readers})]
+    makers = _observable(graph, network, {name for group in groups for name in group.makers})
+    readers = _observable(graph, network, {name for group in groups for name in group.readers})
     wanted = [(layer, kind) for layer in makers for kind in method.wants(Activation(*layer.activation))]
     wanted += [(layer, kind) for layer in readers for kind in method.wants(None)]
     wanted += [(layer, Moments) for layer in readers] if weigh else []
@@ -111,6 +112,12 @@ def gather(
     observe(graph, taps, source, batch=batch, device=device, seed=seed, progress=progress)
     gains = measure_gains(graph, readers, source, device=device, seed=seed, progress=progress) if weigh else {}
     return Evidence(found, gains)
+
+
+def _observable(graph: Graph, network: Network, names: Set[str]) -> list[Layer]:
+    """Those that are layers and whose inputs and outputs are numbers, not the integers of a quantised model."""
+    layers = [network.layer[name] for name in sorted(names) if name in network.layer]
+    return [layer for layer in layers if graph.types[layer.input] in FLOATS and graph.types[layer.output] in FLOATS]
 
 
 def _tap(layer: Layer, statistic: Statistic, batches: int) -> Tap:
@@ -173,12 +180,12 @@ def generator(seed: int, name: str, draw: int = 0) -> torch.Generator:
 
 
 def _predictors(view: ChannelView, gains: Mapping[str, float]) -> list[tuple[Reader, RefitLosses, float]]:
-    """For every reader what predicts its losses, and its gain; empty where statistics are missing."""
+    """For every reader whose inputs were looked at (layers, not recurrent nodes) what predicts its losses, and its gain."""
     found = []
     for reader in view.readers:
         moments = view.statistic(reader.layer, Moments)
         if moments is None or moments.total is None or reader.layer not in gains:
-            return []
+            continue
         covariance = moments.shrunk().to(reader.columns.device)
         found.append((reader, RefitLosses(covariance, reader.columns.double()), gains[reader.layer]))
     return found

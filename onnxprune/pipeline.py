@@ -278,9 +278,7 @@ class _Job:
     def _repair(self, made: Cut, alive: Bools, plans: Mapping[str, ChannelPlan]) -> tuple[list[LayerRepair], dict[str, str]]:
         kind = self.request.repair_kind
         if kind == "none":
-            if self.request.reweigh:
-                reweigh(made, self.graph, self.network, plans)
-            return [], {}
+            return [], reweigh(made, self.graph, self.network, plans) if self.request.reweigh else {}
         layers, left = repairable(self.graph, self.network, alive)
         worker = Repair(self.graph, self.network, made, alive, solver=SOLVERS[kind], device=self.device, seed=self.request.seed)
         batch = self.samples.batch(self.request.batch)

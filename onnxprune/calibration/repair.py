@@ -87,8 +87,14 @@ def repairable(graph: Graph, network: Network, alive: Bools) -> tuple[list[Layer
             continue
         if layer.shared:
             left[layer.name] = "its weights are shared with another layer"
+        elif layer.quantised:
+            left[layer.name] = "its weights are quantised"
         else:
             found.append(layer)
+    known = {layer.node for layer in network.layers}
+    for slot in network.slots:
+        if slot.role == "reads" and slot.node not in known and not alive[slot.channels].all():
+            left[graph.label(slot.node)] = f"{graph.nodes[slot.node].op_type} is not refitted"
     return found, left
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnxprune.graph.rules  # noqa: F401  (registers every operator)
 from onnxprune.graph import sizes
-from onnxprune.graph.labels import Flow, operator
+from onnxprune.graph.labels import Flow, LabelledSlot, operator
 from onnxprune.graph.structure import Graph
 from onnxprune.network import Ints
 
@@ -43,12 +43,13 @@ def _apply(flow: Flow, index: int) -> None:
 def _share(flow: Flow) -> None:
     """Weights that several layers read (siamese branches, ALBERT's layers) stay one: their readers lose the same channels.
 
-    Not so what only follows: exporters merge equal biases by accident, and a copy of one costs nothing.
+    Not so what only follows: exporters merge equal biases by accident, and a copy of one costs nothing. Unless they read it
+    through one DequantizeLinear.
     """
     graph = flow.graph
     axes: dict[tuple[str, int], dict[tuple[int, int], Ints]] = {}
     for slot in flow.slots:
-        if slot.role != "follows":
+        if slot.role in ("makes", "reads") or _behind_one(graph, slot):
             axes.setdefault((slot.parameter, slot.axis), {})[slot.node, slot.input] = slot.labels
     for (parameter, _), found in axes.items():
         users = graph.end_users(parameter)
@@ -59,3 +60,9 @@ def _share(flow: Flow) -> None:
             flow.tie(first, labels)
         for user in [u for u in users if u not in found]:
             flow.pin(first, parameter, f"{graph.label(user[0])!r} shares this weight and needs all of it")
+
+
+def _behind_one(graph: Graph, slot: LabelledSlot) -> bool:
+    """Whether the node reads the parameter through a DequantizeLinear that others read too."""
+    node, position = graph.place(slot.node, slot.input, slot.parameter)
+    return (node, position) != (slot.node, slot.input) and len(graph.end_users(graph.nodes[node].output[0])) > 1

@@ -28,7 +28,7 @@ class Cut:
     """A model with channels removed.
 
     removed   original parameter ('name@node' where users of a shared one keep different positions) -> axis -> positions that went
-    renamed   (node, input) -> name of the parameter it reads now, where that is a clone
+    renamed   (node, input) as in Graph.place -> name of the parameter it reads now, where that is a clone
     """
 
     model: onnx.ModelProto = field(repr=False)
@@ -52,7 +52,8 @@ def cut(graph: Graph, network: Network, alive: Bools) -> Cut:
     edit = _Edit(graph, network, alive, model, parameters)
     for index, node in enumerate(graph.nodes):
         found = operator(node.domain, node.op_type)
-        if found is not None and found.resize is not None and node.output[0] not in graph.constants:
+        known = all(name in graph.shapes for name in [*node.input, *node.output[:1]] if name)
+        if found is not None and found.resize is not None and known and node.output[0] not in graph.constants:
             found.resize(edit, index)
     _restate_constant_reshapes(graph, plan, removed, edit)
     _restate_shapes(graph, network, alive, model, removed)
@@ -132,6 +133,7 @@ def _cut_parameter(
     for (node, position), kept in users.items():
         if not kept:
             continue
+        node, position = graph.place(node, position, name)
         key = node, _signature(kept)
         if key not in clones:
             clones[key] = free_name(f"{name}@{graph.label(node)}", {*parameters, *graph.producer, *graph.inputs})
@@ -158,7 +160,7 @@ def _take(graph: Graph, name: str, kept: Kept) -> NDArray[Any]:
 
 
 def as_read(graph: Graph, tensor: str, parameter: str, value: NDArray[Any]) -> NDArray[Any]:
-    """The clone stands where its user reads, behind any Transpose or Unsqueeze: bring it into that order of axes."""
+    """The clone stands where its user reads, behind any Transpose, Unsqueeze or Cast: bring it into that form."""
     stored = graph.stored(tensor)
     if tensor == parameter or stored is None:
         return value
@@ -166,7 +168,7 @@ def as_read(graph: Graph, tensor: str, parameter: str, value: NDArray[Any]) -> N
     rest = [a for a in range(value.ndim) if a not in order]
     moved = value.transpose([*order, *rest])
     shape = [1 if a is None else value.shape[a] for a in stored.axes]
-    return moved.reshape(shape)
+    return moved.reshape(shape).astype(helper.tensor_dtype_to_np_dtype(graph.types[tensor]))
 
 
 def replace_numbers(target: onnx.TensorProto, original: onnx.TensorProto, value: NDArray[Any]) -> None:

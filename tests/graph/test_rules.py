@@ -14,6 +14,8 @@ from tests.graph import (  # noqa: F401
     cases_movement,
     cases_normalization,
     cases_pooling,
+    cases_quantized,
+    cases_recurrent,
     cases_selection,
 )
 from tests.graph.cases import CASES

@@ -30,7 +30,7 @@ def _resize_group(edit: Resizer, index: int) -> None:
 def _layer(
     flow: Flow, index: int, weight: str, *, x: str = "", groups: int = 1, geometry: Geometry = NO_WINDOW,
     transposed: bool = False, side: Literal["left", "right"] = "right", scale: float = 1.0, bias: str = "",
-    bias_scale: float = 1.0,
+    bias_scale: float = 1.0, op: str = "",
 ) -> None:  # fmt: skip
     """Record a layer whose weights are stored plainly; one whose weights are computed in the graph stays a mere pin."""
     graph = flow.graph
@@ -47,7 +47,7 @@ def _layer(
         macs = prod(graph.shapes[y]) * prod(shape) // graph.shapes[weight][1 if transposed else 0]
     flow.layers.append(
         Layer(
-            name=graph.label(index), node=index, op=node.op_type, weight=stored.parameter, bias=held.parameter if held else None,
+            name=graph.label(index), node=index, op=op or node.op_type, weight=stored.parameter, bias=held.parameter if held else None,
             bias_node=index if held else None, input=x, output=y, weight_shape=shape, input_shape=graph.shapes[x],
             output_shape=graph.shapes[y], groups=groups, geometry=geometry, side=side, macs=macs, scale=scale,
             bias_scale=bias_scale, transposed=transposed != (stored.axes != tuple(range(len(shape)))),
@@ -216,9 +216,9 @@ def matmul(flow: Flow, index: int) -> None:
     a, b = graph.nodes[index].input
     shape_a, shape_b = graph.shapes[a], graph.shapes[b]
     if b in graph.constants and len(shape_b) == 2 and a not in graph.constants:
-        _matmul(flow, index, a, b, 1, len(shape_a) - 1, w_in=0, side="right")
+        dense(flow, index, a, b, 1, len(shape_a) - 1, w_in=0)
     elif a in graph.constants and len(shape_a) == 2 and len(shape_b) >= 2 and b not in graph.constants:
-        _matmul(flow, index, b, a, 0, len(shape_b) - 2, w_in=1, side="left")
+        dense(flow, index, b, a, 0, len(shape_b) - 2, w_in=1, side="left")
     else:
         contract(flow, index, *_matmul_letters(len(shape_a), len(shape_b)))
 
@@ -232,7 +232,11 @@ def _matmul_letters(a: int, b: int) -> tuple[list[str], str]:
     return [first, second], batch + ("" if a == 1 else "m") + ("" if b == 1 else "n")
 
 
-def _matmul(flow: Flow, index: int, x: str, w: str, position: int, axis: int, w_in: int, side: Literal["left", "right"]) -> None:
+def dense(
+    flow: Flow, index: int, x: str, w: str, position: int, axis: int, w_in: int, side: Literal["left", "right"] = "right",
+    scale: float = 1.0,
+) -> None:  # fmt: skip
+    """A product with constant weights (input `position`) along `axis` of the activation x."""
     graph = flow.graph
     labels = flow.labels(x)
     if axis in labels:
@@ -241,7 +245,7 @@ def _matmul(flow: Flow, index: int, x: str, w: str, position: int, axis: int, w_
     flow.parameter(index, position, 1 - w_in, "makes", made)
     rest = {a: v for a, v in labels.items() if a != axis}
     flow.give(graph.nodes[index].output[0], rest | {axis: made})
-    _layer(flow, index, w, transposed=side == "right", side=side, x=x)
+    _layer(flow, index, w, transposed=w_in == 0, side=side, x=x, scale=scale, op="MatMul")
 
 
 @rule("Einsum", note="explicit equations, each letter at most once per operand; ellipsis: pinned")

@@ -1,4 +1,4 @@
-"""Functions of the model's own (torch.onnx writes them, and local twins of com.microsoft operators) become the nodes inside them."""
+"""Functions of the model's own, which torch.onnx writes, become the nodes inside them, so that these can be followed."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def _dissolve(model: onnx.ModelProto) -> list[str]:
     if functions:
         notes.append(f"{functions} functions of the model were replaced by the nodes inside them")
     if fused:
-        notes.append(f"{fused} nodes that ONNX Runtime had fused were written as their parts; it fuses them again when it loads them")
+        notes.append(f"{fused} nodes that ONNX Runtime had fused were written as their parts; it fuses them again on loading")
     return notes
 
 

@@ -51,7 +51,8 @@ class Parts:
     ) -> str:  # fmt: skip
         """Append a node and return its output, a new name where none is given."""
         output = output or self._name(f"{self.node.output[0]}/{op}")
-        made = helper.make_node(op, list(inputs), [output], self._name(f"{self.node.name or output}/{op}"), domain=domain, **attributes)
+        name = self._name(f"{self.node.name or output}/{op}")
+        made = helper.make_node(op, list(inputs), [output], name, domain=domain, **attributes)
         made.attribute.extend(more)
         self.nodes.append(made)
         return output
@@ -74,7 +75,8 @@ class Parts:
             element = self.types.get(self.input(1), TensorProto.FLOAT)
             self.add("Clip", (tensor, *(self.scalar(p, element) for p in parameters)), output)
         else:
-            self.add(name, (tensor,), output, **dict(zip(ACTIVATIONS[name], parameters, strict=False)))
+            stated: dict[str, Any] = dict(zip(ACTIVATIONS[name], parameters, strict=False))
+            self.add(name, (tensor,), output, **stated)
 
     def _name(self, wanted: str) -> str:
         free = next(n for i in itertools.count(1) if (n := wanted if i == 1 else f"{wanted}#{i}") not in self.taken)
@@ -189,10 +191,11 @@ def _quick_gelu(parts: Parts) -> bool:
 
 
 def _bias_split_gelu(parts: Parts) -> bool:
-    left, right = parts._name(f"{parts.output(0)}/left"), parts._name(f"{parts.output(0)}/right")
-    halves = {"num_outputs": 2} if parts.opset >= 18 else {}
-    whole = parts.sum(parts.node.input)
-    parts.nodes.append(helper.make_node("Split", [whole], [left, right], f"{parts.output(0)}/Split", axis=-1, **halves))
+    """left * Gelu(right) of the halves of the sum"""
+    halves: dict[str, Any] = {"num_outputs": 2} if parts.opset >= 18 else {}
+    left = parts.add("Split", (parts.sum(parts.node.input),), axis=-1, **halves)
+    right = f"{left}/right"
+    parts.nodes[-1].output.append(right)
     parts.add("Mul", (left, parts.add("Gelu", (right,), domain=MICROSOFT)), parts.output(0))
     return True
 
@@ -206,6 +209,12 @@ def _bias_dropout(parts: Parts) -> bool:
     if parts.output(1) or parts.input(4):
         return False
     parts.sum(parts.node.input[:3], parts.output(0))
+    return True
+
+
+def _bias_softmax(parts: Parts) -> bool:
+    """Softmax(data + bias); from opset 13 on it is fused over the last axis alone, where both count the axis alike"""
+    parts.add("Softmax", (parts.sum(parts.node.input),), parts.output(0), axis=int(parts.attribute("axis", 1)))
     return True
 
 
@@ -268,7 +277,7 @@ def _embed_norm(parts: Parts) -> bool:
     if segments and parts.input(4):
         terms.append(parts.add("Gather", (parts.input(4), segments)))
     if parts.output(1):
-        axes = {"axes": [1]} if parts.opset < 13 else {}
+        axes: dict[str, Any] = {"axes": [1]} if parts.opset < 13 else {}
         along = () if axes else (parts.constant(np.array([1], np.int64)),)
         parts.add("ReduceSum", (mask, *along), parts.output(1), keepdims=0, **axes)
     return _normalise(parts, parts.sum(terms, parts.output(2)), parts.input(5), parts.input(6))
@@ -278,6 +287,7 @@ WRITERS: dict[tuple[str, str], Callable[[Parts], bool]] = {
     (MICROSOFT, "BiasAdd"): _bias_add,
     (MICROSOFT, "BiasDropout"): _bias_dropout,
     (MICROSOFT, "BiasGelu"): _bias_gelu,
+    (MICROSOFT, "BiasSoftmax"): _bias_softmax,
     (MICROSOFT, "BiasSplitGelu"): _bias_split_gelu,
     (MICROSOFT, "EmbedLayerNormalization"): _embed_norm,
     (MICROSOFT, "FastGelu"): _bias_gelu,

@@ -52,7 +52,8 @@ def cut(graph: Graph, network: Network, alive: Bools) -> Cut:
     edit = _Edit(graph, network, alive, model, parameters)
     for index, node in enumerate(graph.nodes):
         found = operator(node.domain, node.op_type)
-        if found is not None and found.resize is not None and node.output[0] not in graph.constants:
+        known = all(name in graph.shapes for name in (*node.input, *node.output[:1]) if name)
+        if found is not None and found.resize is not None and known and node.output[0] not in graph.constants:
             found.resize(edit, index)
     _restate_constant_reshapes(graph, plan, removed, edit)
     _restate_shapes(graph, network, alive, model, removed)

@@ -2,13 +2,28 @@
 
 from onnxprune.graph.rules import (
     attention,
+    closed,
     contraction,
     elementwise,
     fused,
     movement,
     normalization,
     pooling,
+    ranking,
+    sampling,
     shaping,
 )
 
-__all__ = ["attention", "contraction", "elementwise", "fused", "movement", "normalization", "pooling", "shaping"]
+__all__ = [
+    "attention",
+    "closed",
+    "contraction",
+    "elementwise",
+    "fused",
+    "movement",
+    "normalization",
+    "pooling",
+    "ranking",
+    "sampling",
+    "shaping",
+]

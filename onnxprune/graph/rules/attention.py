@@ -12,6 +12,7 @@ from onnxprune.graph.rules.stand_ins import MICROSOFT
 from onnxprune.network import Ints
 
 NOTE = "whole heads, in grouped-query attention whole key/value groups; the width of the heads, and heads in a cache: pinned"
+ROTARY = "whole heads; the width of the heads: pinned"
 
 
 def _resize_heads(edit: Resizer, index: int) -> None:
@@ -180,7 +181,7 @@ def packed_attention(flow: Flow, index: int) -> None:
     _finish(flow, index, heads, heads, axis=2, mask=5, pasts=(4,), presents=(1,), used=(0, 1, 2))
 
 
-@rule("RotaryEmbedding", resize=_resize_heads, note="whole heads; the width of the heads: pinned")
+@rule("RotaryEmbedding", resize=_resize_heads, note=ROTARY)
 def rotary_embedding(flow: Flow, index: int) -> None:
     graph = flow.graph
     name = graph.input(index, 0)
@@ -197,6 +198,4 @@ def rotary_embedding(flow: Flow, index: int) -> None:
     flow.give(graph.nodes[index].output[0], {} if own is None else {axis: own})
 
 
-rule(
-    "RotaryEmbedding", domain=MICROSOFT, resize=_resize_heads, shape=stand_ins.like(), note="whole heads; the width of the heads: pinned"
-)(rotary_embedding)  # fmt: skip
+rule("RotaryEmbedding", domain=MICROSOFT, resize=_resize_heads, shape=stand_ins.like(), note=ROTARY)(rotary_embedding)

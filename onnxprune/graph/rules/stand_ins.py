@@ -1,4 +1,4 @@
-"""Standard nodes that have the output shape of operators which ONNX has no schema for (facts.StandIn); their numbers are not it."""
+"""Standard nodes with the output shape of operators that ONNX has no schema for (facts.StandIn); never their numbers."""
 
 from __future__ import annotations
 
@@ -52,13 +52,17 @@ def letters(node: onnx.NodeProto, side: str, batch: str) -> str:
 
 def values_of_packed(node: onnx.NodeProto, opset: int, shapes: Shapes) -> Nodes:
     """(..., inputs) x (inputs, queries + keys + values) -> (..., values)"""
-    name = f"{node.output[0]}/all"
-    nodes = [helper.make_node("MatMul", node.input[:2], [name])]
+    x, name = f"{node.output[0]}/x", f"{node.output[0]}/all"
+    quantised = helper.make_node("Cast", node.input[:1], [x], to=onnx.TensorProto.FLOAT)
+    plain = helper.make_node("Identity", node.input[:1], [x])
+    nodes = [quantised if node.op_type == "QAttention" else plain, helper.make_node("MatMul", [x, node.input[1]], [name])]
     sizes = next((list(a.ints) for a in node.attribute if a.name == "qkv_hidden_sizes"), [])
     if sizes:
         return [*nodes, *_slice(name, node.output[0], -1, 0, sizes[2])]
-    thirds = [node.output[0], f"{name}/2", f"{name}/3"]
-    return [*nodes, helper.make_node("Split", [name], thirds, axis=-1, **({"num_outputs": 3} if opset >= 18 else {}))]
+    thirds = helper.make_node("Split", [name], [node.output[0], f"{name}/2", f"{name}/3"], axis=-1)
+    if opset >= 18:
+        thirds.attribute.append(helper.make_attribute("num_outputs", 3))
+    return [*nodes, thirds]
 
 
 def attended(node: onnx.NodeProto, opset: int, shapes: Shapes) -> Nodes:
@@ -112,8 +116,12 @@ def channels_last(op: str, inputs: int, *attributes: str) -> StandIn:
 
 
 def real_channels(node: onnx.NodeProto, opset: int, shapes: Shapes) -> Nodes:
-    """ReorderOutput drops the channels that fill the last block."""
-    return _slice(node.input[0], node.output[0], 1, 0, attribute(node, "channels"))
+    """ReorderOutput drops the channels that fill the last block, and may bring them to the end."""
+    name = f"{node.output[0]}/first"
+    turn = helper.make_node("Transpose", [name], node.output[:1], perm=[0, 2, 3, 1])
+    keep = helper.make_node("Identity", [name], node.output[:1])
+    channels = _slice(node.input[0], name, 1, 0, attribute(node, "channels"))
+    return [*channels, turn if attribute(node, "channels_last") else keep]
 
 
 def _slice(source: str, output: str, axis: int, start: int, end: int) -> Nodes:

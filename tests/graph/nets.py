@@ -43,9 +43,10 @@ def net(
     output_kind: int | None = None,
     imports: Mapping[str, int] | None = None,
     functions: Sequence[onnx.FunctionProto] = (),
+    output_shape: Sequence[Any] | None = None,
     **graph_fields: Any,
 ) -> onnx.ModelProto:
-    """A checked model. Outputs get the shapes that ONNX infers; before IR 4 initializers are listed as inputs."""
+    """A checked model. Outputs get the shapes that ONNX infers, or the one that is given; before IR 4 initializers are listed as inputs."""
     tensors = [numpy_helper.from_array(np.asarray(v), k) for k, v in weights.items()]
     listed = [helper.make_tensor_value_info(k, kind, list(v)) for k, v in inputs.items()]
     if ir < 4:
@@ -57,6 +58,8 @@ def net(
     found = onnx.shape_inference.infer_shapes(model, data_prop=True).graph.output
     for output, inferred in zip(model.graph.output, found, strict=True):
         output.type.CopyFrom(inferred.type)
+        if output_shape is not None:
+            output.type.CopyFrom(helper.make_tensor_type_proto(kind if output_kind is None else output_kind, output_shape))
         output.type.tensor_type.shape.SetInParent()
     onnx.checker.check_model(model)
     return model

@@ -8,7 +8,14 @@ import pytest
 from onnx import numpy_helper
 
 from onnxprune.graph.labels import OPERATORS
-from tests.graph import cases_contraction, cases_elementwise, cases_movement, cases_normalization, cases_pooling  # noqa: F401
+from tests.graph import (  # noqa: F401
+    cases_attention,
+    cases_contraction,
+    cases_elementwise,
+    cases_movement,
+    cases_normalization,
+    cases_pooling,
+)
 from tests.graph.cases import CASES
 from tests.graph.nets import check, feeds, pruned, run
 

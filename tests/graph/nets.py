@@ -194,6 +194,7 @@ def masked(model: onnx.ModelProto, removed: Mapping[str, Mapping[str, Sequence[i
             twin.graph.node.append(helper.make_node("Mul", [original.input[position], tensor.name], [f"masked_{number}"]))
             reading.input[position] = f"masked_{number}"
         twin.graph.node.append(reading)
+        _empty(twin, reading, removed)
         silent = _silent(model, original, shapes, removed)
         if silent is not None:
             reading = twin.graph.node[-1]
@@ -203,6 +204,16 @@ def masked(model: onnx.ModelProto, removed: Mapping[str, Mapping[str, Sequence[i
             twin.graph.node.append(helper.make_node("Mul", [f"loud_{number}", f"silent_{number}"], [reading.output[0]]))
             reading.output[0] = f"loud_{number}"
     return twin
+
+
+def _empty(twin: onnx.ModelProto, n: onnx.NodeProto, removed: Any) -> None:
+    """Hidden units of experts lie inside one node: the weights that read them are zero in the twin."""
+    if n.op_type != "MoE":
+        return
+    stored = _stored(twin)[n.input[4]]
+    value = numpy_helper.to_array(stored).copy()
+    value[:, :, list(removed.get(n.input[4], {}).get("2", []))] = 0
+    stored.CopyFrom(numpy_helper.from_array(value, stored.name))
 
 
 def _attribute(n: onnx.NodeProto, name: str, default: Any) -> Any:

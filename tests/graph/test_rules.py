@@ -12,6 +12,7 @@ from tests.graph import (  # noqa: F401
     cases_attention,
     cases_contraction,
     cases_elementwise,
+    cases_fused,
     cases_movement,
     cases_normalization,
     cases_pooling,

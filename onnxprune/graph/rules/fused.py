@@ -73,7 +73,7 @@ for _names, _why, _place, _shape in (
     ("QAttention", "keeps heads whose weights are quantised in one piece", (1, 1), stand_ins.values_of_packed),
     ("LongformerAttention", "keeps heads that attend by two sets of weights", (1, 1), stand_ins.like()),
     ("PackedAttention", "keeps heads that attend to tokens without padding", (1, 1), stand_ins.values_of_packed),
-    ("PackedMultiHeadAttention", "keeps heads that attend to tokens without padding", (), None),
+    ("PackedMultiHeadAttention", "keeps heads that attend to tokens without padding", (), stand_ins.attended_tokens),
     ("DecoderMaskedMultiHeadAttention", "keeps heads that decode from a cache", (), stand_ins.like()),
     ("DecoderMaskedSelfAttention", "keeps heads that decode from a cache", (1, 1), stand_ins.values_of_packed),
     ("NhwcConv NhwcFusedConv", "holds channels last for one processor", (1, 0), stand_ins.channels_last("Conv", 3, *WINDOW)),

@@ -76,6 +76,14 @@ def attended(node: onnx.NodeProto, opset: int, shapes: Shapes) -> Nodes:
     return [*_slice(query, name, 3, 0, 1), *_reshape(name, node.output[0], 0, 0, -1)]
 
 
+def attended_tokens(node: onnx.NodeProto, opset: int, shapes: Shapes) -> Nodes:
+    """(tokens, width of all values), of separate or packed (tokens, heads, 3, width) inputs"""
+    if len(node.input) > 1 and node.input[1]:
+        return [helper.make_node("Identity", node.input[:1], node.output[:1])]
+    name = f"{node.output[0]}/one"
+    return [*_slice(node.input[0], name, 2, 0, 1), *_reshape(name, node.output[0], 0, -1)]
+
+
 def grouped(node: onnx.NodeProto, opset: int, shapes: Shapes) -> Nodes:
     """(batch, sequence, width of all queries), which may lie in front of keys and values in one tensor"""
     if len(node.input) > 1 and node.input[1]:

@@ -10,7 +10,9 @@ from tests.graph.nets import net, node, values
 MS = {"com.microsoft": 1}
 
 
-def attention(name, middle, groups, pins=(), *, weights=None, widths=(24, 24, 24), reads=24, opset=17, inputs=None, made="qkv", batch="N") -> None:
+def attention(
+    name, middle, groups, pins=(), *, weights=None, widths=(24, 24, 24), reads=24, opset=17, inputs=None, made="qkv", batch="N"
+) -> None:
     """x (N, 5, 8) -> MatMul q, k, v -> the nodes of `middle` make h -> MatMul out -> y"""
     layers = [node("MatMul", f"x w{n}", n, name=n) for n in made[: len(widths)]]
     stored = {f"w{n}": values(8, width, seed=3) for n, width in zip(made, widths, strict=False)}

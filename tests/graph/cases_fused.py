@@ -43,7 +43,11 @@ HEADS = [
     *[node("Reshape", f"{n} to", f"{n}r") for n in "qkv"],
     *[node("Transpose", f"{n}r", f"{n}t", perm=[0, 2, 1, 3]) for n in "qkv"],
 ]
-HEAD_WEIGHTS = {f"w{n}": values(8, 24, seed=3) for n in "qkv"} | {"to": ints(0, 0, 4, 6), "back": ints(0, 0, 24), "wo": values(24, 4)}
+HEAD_WEIGHTS = {f"w{n}": values(8, 24, seed=3) for n in "qkv"} | {
+    "to": ints(0, 0, 4, 6),
+    "back": ints(0, 0, 24),
+    "wo": values(24, 4),
+}
 BACK = [node("Reshape", "at back", "h"), node("MatMul", "h wo", "y", name="out")]
 foreign(
     "fused_matmul_scores",
@@ -116,35 +120,34 @@ experts(
     {},
     (("ar", "not followed"), ("f2", "not followed")),
 )
+HELD = {"w": values(32, 72), "b": values(72)}
+BITS = {"K": 32, "N": 6, "block_size": 32}
 PINNED = {
-    "MatMulNBits": ("a p s", {"p": np.zeros((6, 1, 16), np.uint8), "s": values(6, 1)}, {"K": 32, "N": 6, "bits": 4, "block_size": 32}, "few bits"),
-    "MatMulBnb4": ("a p s", {"p": np.zeros(96, np.uint8), "s": values(3)}, {"K": 32, "N": 6, "quant_type": 0, "block_size": 64}, "few bits"),
+    "MatMulNBits": ("a p s", {"p": np.zeros((6, 1, 16), np.uint8), "s": values(6, 1)}, BITS | {"bits": 4}, "few bits"),
+    "MatMulBnb4": ("a p s", {"p": np.zeros(96, np.uint8), "s": values(3)}, BITS | {"quant_type": 0}, "few bits"),
     "QMoE": ("a x p s - p s", {"p": np.zeros((2, 6, 3), np.uint8), "s": values(2, 6)}, {}, "few bits"),
-    "QAttention": ("a w b s s", {"w": np.zeros((32, 72), np.int8), "b": values(72), "s": np.float32(1)}, {"num_heads": 4}, "quantised"),
-    "LongformerAttention": ("a w b x w b x", {"w": values(32, 96), "b": values(96)}, {"num_heads": 4, "window": 2}, "two sets"),
-    "PackedAttention": ("a w b x x", {"w": values(32, 72), "b": values(72)}, {"num_heads": 4}, "without padding"),
-    "PackedMultiHeadAttention": ("a a a - x x", {}, {"num_heads": 4}, "without padding"),
-    "DecoderMaskedMultiHeadAttention": ("a a a", {}, {"num_heads": 4}, "decode from a cache"),
-    "DecoderMaskedSelfAttention": ("a w b x x x", {"w": values(32, 72), "b": values(72)}, {"num_heads": 4}, "decode from a cache"),
+    "QAttention": ("a w b s s", HELD | {"w": np.zeros((32, 72), np.int8), "s": np.float32(1)}, {}, "quantised"),
+    "LongformerAttention": ("a w b x w b x", HELD, {"window": 2}, "two sets"),
+    "PackedAttention": ("a w b x x", HELD, {}, "without padding"),
+    "PackedMultiHeadAttention": ("a a a - x x", {}, {}, "without padding"),
+    "DecoderMaskedMultiHeadAttention": ("a a a", {}, {}, "decode from a cache"),
+    "DecoderMaskedSelfAttention": ("a w b x x x", HELD, {}, "decode from a cache"),
     "GatherND": ("a i", {"i": ints(0, 0).reshape(1, 2)}, {}, "gathers among"),
-}  # fmt: skip
+}
 for op, (inputs, weights, attributes, words) in PINNED.items():
     foreign(
         f"pinned_{op}",
-        [node("MatMul", "x w1", "a", name="first"), ms(op, inputs, "y", **attributes)],
+        [node("MatMul", "x w1", "a", name="first"), ms(op, inputs, "y", num_heads=4, **attributes)],
         {"w1": values(8, 32)} | weights,
         {},
         (("a", words),),
     )
 CONV = {"w1": values(6, 3, 1, 1), "w2": values(8, 6, 3, 3), "w3": values(4, 8, 1, 1)}
 CONV1, CONV3 = node("Conv", "x w1", "a", name="first"), node("Conv", "d w3", "y", name="last")
-for op, inputs, domain in (
-    ("NhwcConv", "at w2", "com.microsoft"),
-    ("NhwcFusedConv", "at w2", "com.microsoft"),
-):
+for op in ("NhwcConv", "NhwcFusedConv"):
     foreign(
         f"pinned_{op}",
-        [CONV1, node("Transpose", "a", "at", perm=[0, 2, 3, 1]), ms(op, inputs, "b", kernel_shape=[3, 3]),
+        [CONV1, node("Transpose", "a", "at", perm=[0, 2, 3, 1]), ms(op, "at w2", "b", kernel_shape=[3, 3]),
          node("Transpose", "b", "d", perm=[0, 3, 1, 2]), CONV3],
         CONV,
         {},

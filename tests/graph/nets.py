@@ -46,7 +46,7 @@ def net(
     output_shape: Sequence[Any] | None = None,
     **graph_fields: Any,
 ) -> onnx.ModelProto:
-    """A checked model. Outputs get the shapes that ONNX infers, or the one that is given; before IR 4 initializers are listed as inputs."""
+    """A checked model. Outputs get the shapes that ONNX infers, or that which is given; before IR 4 weights are inputs too."""
     tensors = [numpy_helper.from_array(np.asarray(v), k) for k, v in weights.items()]
     listed = [helper.make_tensor_value_info(k, kind, list(v)) for k, v in inputs.items()]
     if ir < 4:
@@ -224,14 +224,16 @@ def _gone(
     model: onnx.ModelProto, n: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]], removed: Any
 ) -> tuple[int, np.ndarray] | None:
     """(input with the activation, mask over it) of one node of the original."""
-    if n.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+    if n.op_type not in ("Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul"):
         return None
     left = n.op_type == "MatMul" and n.input[1] not in shapes
     weight = n.input[0 if left else 1]
     entry, turned = _entry(model, n, weight, removed)
     if entry is None or n.output[0] in shapes:
         return None
-    inner = {"Conv": 1, "ConvTranspose": 0, "Gemm": int(_attribute(n, "transB", 0)), "MatMul": int(left)}[n.op_type]
+    inner = {"Conv": 1, "ConvTranspose": 0, "DeformConv": 1, "Gemm": int(_attribute(n, "transB", 0)), "MatMul": int(left)}[
+        n.op_type
+    ]
     shape, group = shapes[weight], _attribute(n, "group", 1)
     if group > 1 and (shape[1] == 1 if n.op_type == "Conv" else shape[0] == group):
         return None  # depthwise: what it computes of a removed channel is read, masked, by the next layer
@@ -240,13 +242,11 @@ def _gone(
     )
     mask[list(entry.get(str(1 - inner if turned else inner), []))] = 0
     mask = np.tile(mask, group) if n.op_type == "Conv" else mask
-    behind = len(shape) - 2 if n.op_type.startswith("Conv") else int(left)
+    behind = len(shape) - 2 if "Conv" in n.op_type else int(left)
     return int(left), mask.reshape([-1] + [1] * behind)
 
 
-def _silent(
-    model: onnx.ModelProto, n: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]], removed: Any
-) -> np.ndarray | None:
+def _silent(model: onnx.ModelProto, n: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]], removed: Any) -> np.ndarray | None:
     """0/1 over the outputs of a MatMul or Einsum with a constant second operand."""
     if n.op_type not in ("MatMul", "Einsum") or n.input[1] not in shapes or n.output[0] in shapes:
         return None

@@ -48,9 +48,9 @@ def _layer(
     flow.layers.append(
         Layer(
             name=graph.label(index), node=index, op=op or node.op_type, weight=stored.parameter,
-            bias=held.parameter if held else None, bias_node=index if held else None, input=x, output=y,
-            weight_shape=shape, input_shape=graph.shapes[x], output_shape=graph.shapes[y], groups=groups, geometry=geometry, side=side, macs=macs, scale=scale,
-            bias_scale=bias_scale, transposed=transposed != (stored.axes != tuple(range(len(shape)))),
+            bias=held.parameter if held else None, bias_node=index if held else None, input=x, output=y, weight_shape=shape,
+            input_shape=graph.shapes[x], output_shape=graph.shapes[y], groups=groups, geometry=geometry, side=side, macs=macs,
+            scale=scale, bias_scale=bias_scale, transposed=transposed != (stored.axes != tuple(range(len(shape)))),
         )
     )  # fmt: skip
 

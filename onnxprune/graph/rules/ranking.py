@@ -1,4 +1,4 @@
-"""Operators that pick values along one axis or spread them over a new one: channels along the others go through."""
+"""TopK and OneHot: channels go through along the axes that are not ranked, and around the one that is added."""
 
 from __future__ import annotations
 
@@ -26,16 +26,3 @@ def one_hot(flow: Flow, index: int) -> None:
         flow.pin_all(name, f"{graph.label(index)!r} spreads indices over these channels")
     labels = flow.labels(node.input[0])
     flow.give(node.output[0], {a + (a >= axis): found for a, found in labels.items()})
-
-
-@rule("Compress", note="not along the axis it picks from")
-def compress(flow: Flow, index: int) -> None:
-    graph = flow.graph
-    node = graph.nodes[index]
-    labels = dict(flow.labels(node.input[0]))
-    axis = graph.attribute(index, "axis")
-    touched = set(labels) if axis is None else {axis % len(graph.shapes[node.input[0]])}
-    for a in touched & set(labels):
-        flow.pin(labels.pop(a), node.input[0], f"{graph.label(index)!r} picks among these channels")
-    flow.pin_all(node.input[1], f"{graph.label(index)!r} picks by these channels")
-    flow.give(node.output[0], labels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import onnx
-from onnx import defs, helper, inliner
+from onnx import defs, helper, inliner, shape_inference
 
 
 def inline(model: onnx.ModelProto) -> int:
@@ -16,20 +16,19 @@ def inline(model: onnx.ModelProto) -> int:
     if not count:
         return 0
     try:
-        found = inliner.inline_local_functions(_light(model), convert_version=True)
+        found = inliner.inline_local_functions(shape_inference.infer_shapes(_light(model)), convert_version=True)
     except Exception:  # recursion, a missing function, an opset that cannot be converted: the checker says what is wrong
         return 0
     if found.functions:
         return 0
-    del model.functions[:], model.graph.node[:], model.graph.value_info[:], model.opset_import[:]
+    del model.functions[:], model.graph.node[:], model.opset_import[:]
     model.graph.node.extend(found.graph.node)
-    model.graph.value_info.extend(found.graph.value_info)
     model.opset_import.extend(found.opset_import)
     return count
 
 
 def _light(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with its weights as inputs: they may be more than a protobuf can hold, and the inliner asks for their types."""
+    """The model with its weights as inputs: they may be more than a protobuf can hold, and the inliner asks for all types."""
     light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     light.graph.name = model.graph.name or "light"
     light.graph.node.extend(model.graph.node)

@@ -265,10 +265,8 @@ def _mean(parts: Parts, x: str) -> str:
 
 
 def _embed_norm(parts: Parts) -> bool:
-    """LayerNormalization(word[ids] + position[0, 1, ...] + segment[segment_ids]); counts the ones of the mask on the side"""
+    """LayerNormalization(word[ids] + position[0, 1, ...] + segment[segment_ids]); the ones of the mask are counted on the side"""
     ids, segments, mask, positions = (parts.input(p) for p in (0, 1, 7, 8))
-    if parts.output(1) and not mask:
-        return False
     terms = [parts.add("Gather", (parts.input(2), ids))]
     if not positions:
         length = parts.add("Gather", (parts.add("Shape", (ids,)), parts.constant(np.array(1, np.int64))))
@@ -276,7 +274,10 @@ def _embed_norm(parts: Parts) -> bool:
     terms.append(parts.add("Gather", (parts.input(3), positions)))
     if segments and parts.input(4):
         terms.append(parts.add("Gather", (parts.input(4), segments)))
-    if parts.output(1):
+    if parts.output(1) and not mask:
+        batch = parts.add("Gather", (parts.add("Shape", (ids,)), parts.constant(np.array([0], np.int64))))
+        parts.add("ConstantOfShape", (batch,), parts.output(1), value=numpy_helper.from_array(np.array([0], np.int32)))
+    elif parts.output(1):
         axes: dict[str, Any] = {"axes": [1]} if parts.opset < 13 else {}
         along = () if axes else (parts.constant(np.array([1], np.int64)),)
         parts.add("ReduceSum", (mask, *along), parts.output(1), keepdims=0, **axes)

@@ -27,8 +27,9 @@ def values(*shape: int, seed: int = 0, low: float = -1.0, high: float = 1.0) -> 
 
 
 def node(op: str, inputs: str, outputs: str, **attributes: Any) -> onnx.NodeProto:
-    """`node("Conv", "x w", "y")`; a dash is an input left out. `name` and `domain` are passed on."""
-    return helper.make_node(op, ["" if n == "-" else n for n in inputs.split()], outputs.split(), **attributes)
+    """`node("Conv", "x w", "y")`; a dash is an input or output left out. `name` and `domain` are passed on."""
+    ins, outs = (["" if n == "-" else n for n in names.split()] for names in (inputs, outputs))
+    return helper.make_node(op, ins, outs, **attributes)
 
 
 def net(

@@ -60,6 +60,7 @@ class Graph:
     values: Mapping[str, NDArray[Any]] = field(repr=False)
     fixed: Mapping[str, NDArray[np.bool_]] = field(repr=False)
     open: Mapping[str, tuple[int, ...]] = field(repr=False)
+    facts: Facts = field(repr=False)
     constants: frozenset[str] = field(repr=False)
     opset: int
 
@@ -179,19 +180,36 @@ def trace(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None = No
 
     Raises ModelError for zero-sized tensors and shapes that contradict each other.
     """
-    graph = model.graph
-    parameters = {t.name: t for t in graph.initializer}
-    for node in graph.node:
+    parameters = _parameters(model)
+    inputs = _trial_sizes(model.graph, set(parameters), sizes or {})
+    return _looked_up(model, parameters, inputs, Facts(model, parameters, inputs))
+
+
+def trace_again(graph: Graph) -> Graph:
+    """The same after nodes and initializers were changed in `graph.model`; what is known of the other tensors stays."""
+    parameters = _parameters(graph.model)
+    graph.facts.follow(graph.model, parameters)
+    return _looked_up(graph.model, parameters, graph.inputs, graph.facts)
+
+
+def _parameters(model: onnx.ModelProto) -> dict[str, TensorProto]:
+    found = {t.name: t for t in model.graph.initializer}
+    for node in model.graph.node:
         if node.op_type == "Constant" and node.domain in ("", "ai.onnx") and node.attribute and node.attribute[0].name == "value":
-            parameters[node.output[0]] = node.attribute[0].t
-    inputs = _trial_sizes(graph, set(parameters), sizes or {})
+            found[node.output[0]] = node.attribute[0].t
+    return found
+
+
+def _looked_up(
+    model: onnx.ModelProto, parameters: Mapping[str, TensorProto], inputs: Mapping[str, tuple[int, ...]], facts: Facts
+) -> Graph:
+    graph = model.graph
     users: dict[str, list[tuple[int, int]]] = {}
     captured: set[str] = set()
     for index, node in enumerate(graph.node):
         for position, name in enumerate(node.input):
             users.setdefault(name, []).append((index, position))
         captured |= surgeon.captured(node)
-    facts = Facts(model, parameters, inputs)
     return Graph(
         model=model,
         nodes=graph.node,
@@ -206,6 +224,7 @@ def trace(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None = No
         values=facts.values,
         fixed=facts.fixed,
         open=facts.open_axes(),
+        facts=facts,
         constants=frozenset(facts.constants),
         opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1),
     )

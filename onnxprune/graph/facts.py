@@ -18,6 +18,7 @@ from onnx import TensorProto, defs, helper, numpy_helper, shape_inference
 from onnxprune.errors import ModelError
 from onnxprune.graph import contrib
 from onnxprune.graph.arithmetic import compute
+from onnxprune.graph.surgeon import WITH_SUBGRAPHS
 
 # Values with more elements than this are weights, not shape arithmetic.
 SMALL = 4096
@@ -122,16 +123,17 @@ class Facts:
 
     def _fix(self, light: onnx.ModelProto, inputs: Types) -> None:
         """Find out which values are the same at all sizes."""
-        told: set[str] = set()
+        waiting = self._arithmetic
         for _ in range(ROUNDS):
             self.symbolic = _inferred(light) | inputs
-            for node in self._arithmetic:
+            for node in waiting:
                 self._mark(node)
-            found = {n for node in self._arithmetic for n in node.output if n in self.fixed and bool(self.fixed[n].all())}
-            if found == told:
+            found = [n for node in waiting for n in node.output if n in self.fixed and bool(self.fixed[n].all())]
+            if not found:
                 return
-            _tell(light, {name: self.values[name] for name in found - told})
-            told = found
+            _tell(light, {name: self.values[name] for name in found})
+            settled = set(found)
+            waiting = [node for node in waiting if not all(o in settled for o in node.output if o)]
 
     def _infer_alone(self, node: onnx.NodeProto, names: list[str], domain: str) -> None:
         if not all(name in self.shapes for name in names) or domain not in self.opsets:
@@ -307,10 +309,10 @@ def _stand_in(node: onnx.NodeProto, opset: int, shapes: Mapping[str, Sequence[in
 
 def _tell(light: onnx.ModelProto, known: Mapping[str, NDArray[Any]]) -> None:
     """Put numbers in the place of the nodes that compute them, in place."""
-    left = [node for node in light.graph.node if not (node.output and all(o in known for o in node.output if o))]
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in left]
-    del light.graph.node[:]
-    light.graph.node.extend(copies)
+    left = onnx.GraphProto()
+    left.node.extend(node for node in light.graph.node if not (node.output and all(o in known for o in node.output if o)))
+    light.graph.ClearField("node")
+    light.graph.node.extend(left.node)
     light.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in known.items())
 
 
@@ -337,4 +339,6 @@ def _inferred(light: onnx.ModelProto) -> Types:
 
 
 def _has_graph(node: onnx.NodeProto) -> bool:
+    if node.domain in ("", "ai.onnx") and node.op_type not in WITH_SUBGRAPHS:
+        return False
     return any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute)

@@ -22,6 +22,8 @@ from onnxprune.errors import ModelError
 
 # Above all severities of graphsurgeon, which prints to stdout what our errors say better.
 SILENT = 100
+# The only standard operators with subgraphs.
+WITH_SUBGRAPHS = {"If", "Loop", "Scan", "SequenceMap"}
 # Inputs by which a node is told sizes.
 SIZES = {"ConstantOfShape": (0,), "Expand": (1,), "Reshape": (1,), "Resize": (3,), "Slice": (1, 2), "Tile": (1,)}
 
@@ -215,6 +217,8 @@ def reads(node: onnx.NodeProto) -> list[str]:
 def captured(node: onnx.NodeProto) -> set[str]:
     """Names that the subgraphs of a node take from outside."""
     found: set[str] = set()
+    if node.domain in ("", "ai.onnx") and node.op_type not in WITH_SUBGRAPHS:
+        return found
     for attribute in node.attribute:
         for sub in [*([attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else []), *attribute.graphs]:
             own = {i.name for i in sub.input} | {t.name for t in sub.initializer}

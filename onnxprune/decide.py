@@ -14,6 +14,7 @@ from torch import Tensor
 
 from onnxprune.budget.alignment import choices, vector_block
 from onnxprune.budget.allocate import Candidate, Counts
+from onnxprune.calibration.fitting import fixed_batch
 from onnxprune.calibration.gains import measure_gains
 from onnxprune.calibration.observe import Progress, Tap, observe
 from onnxprune.calibration.quota import batches_wanted, samples_wanted
@@ -97,7 +98,7 @@ def gather(
     for layer, kind in wanted:
         if (layer.name, kind) not in found:
             found[layer.name, kind] = kind()
-            taps.append(_tap(layer, found[layer.name, kind], source.count, batch))
+            taps.append(_tap(layer, found[layer.name, kind], source.count, fixed_batch(source.inputs) or batch))
     observe(graph, taps, source, batch=batch, device=device, seed=seed, progress=progress)
     gains = measure_gains(graph, readers, source, device=device, seed=seed, progress=progress) if weigh else {}
     return Evidence(found, gains)

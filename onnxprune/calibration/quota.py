@@ -32,5 +32,8 @@ def samples_wanted(layer: Layer, rows: int) -> int:
 
 
 def batches_wanted(samples: int, count: int, batch: int) -> int:
-    """Batches that hold so many of `count` samples, but enough of them to keep some from the fit."""
-    return max(min(-(-samples // batch), -(-count // batch)), 2 * HELD_EVERY)
+    """Batches that hold so many of `count` samples, but enough of them to keep some from the fit.
+
+    `count`, which is more than there are, where all samples are wanted: those of different shapes come in shorter batches.
+    """
+    return count if samples >= count else max(-(-samples // batch), 2 * HELD_EVERY)

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from onnxprune.calibration.fitting import fixed_batch
 from onnxprune.calibration.observe import Progress
 from onnxprune.calibration.quota import HELD_EVERY, batches_wanted, rows_wanted, samples_wanted
 from onnxprune.calibration.segments import Parts, reads, segment
@@ -115,6 +116,7 @@ class Repair:
         """
         if not sequential:
             return self._apart(layers, source, batch, progress)
+        batch = fixed_batch(source.inputs) or batch
         levels = Levels(self.graph, layers)
         done: list[LayerRepair] = []
         feeds = source.batches(batch)
@@ -126,7 +128,8 @@ class Repair:
                 ready = levels.layers[step]
                 samples = max(samples_wanted(layer, rows_wanted(self._inputs(layer))) for layer in ready)
                 wanted = max(wanted, batches_wanted(samples, source.count, batch))
-                fits = self._gather(levels, step, ready, feeds, wanted, teacher, student)
+                share = max(min(wanted, source.count // batch), 1)
+                fits = self._gather(levels, step, ready, feeds, wanted, share, teacher, student)
                 done += [self._refit(layer, *fits.pop(layer.name)) for layer in ready]
                 progress("repairing", len(done) / len(layers))
         return done
@@ -172,11 +175,12 @@ class Repair:
         return portions
 
     def _gather(
-        self, levels: Levels, step: int, ready: Sequence[Layer], feeds: Iterator[Arrays], wanted: int, teacher: Store,
-        student: Store,
+        self, levels: Levels, step: int, ready: Sequence[Layer], feeds: Iterator[Arrays], wanted: int, share: int,
+        teacher: Store, student: Store,
     ) -> dict[str, tuple[Regression, Regression]]:  # fmt: skip
         """Run the next segment of both models over `wanted` batches; sums of products for every layer that waits at its end.
 
+        share: over how many batches the rows of a layer are spread.
         Batches that the stores do not hold yet come from `feeds` and run from the inputs on.
         """
         ahead = {layer.output for layer in ready}
@@ -198,7 +202,7 @@ class Repair:
                 now_t, now_s = run_t(teacher.get(number)), run_s(student.get(number))
                 for layer in ready:
                     fit, held = fits[layer.name]
-                    self._add(layer, held if number % HELD_EVERY == HELD_EVERY - 1 else fit, now_t, now_s, wanted, rng)
+                    self._add(layer, held if number % HELD_EVERY == HELD_EVERY - 1 else fit, now_t, now_s, share, rng)
                 teacher.put(number, {n: now_t[n] for n in frontier_t})
                 student.put(number, {n: now_s[n] for n in frontier_s})
             run_s.free()

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from onnxprune.budget.alignment import choices, vector_block
 from onnxprune.budget.allocate import Candidate, Counts
+from onnxprune.calibration.fitting import fixed_batch
 from onnxprune.calibration.gains import measure_gains
 from onnxprune.calibration.observe import Progress, Tap, observe
+from onnxprune.calibration.quota import batches_wanted, samples_wanted
 from onnxprune.calibration.sources import Source
 from onnxprune.calibration.views import channel_views
 from onnxprune.compensation.least_squares import RefitLosses
@@ -98,7 +100,6 @@ def gather(
 ) -> Evidence:  # fmt: skip
     """One pass over the calibration samples for what the method needs and, if `weigh`, for the losses of the auto budget."""
     found: dict[tuple[str, type[Statistic]], Statistic] = {}
-    batches = max(source.count // batch, 1)
     makers = _observable(graph, network, {name for group in groups for name in group.makers})
     readers = _observable(graph, network, {name for group in groups for name in group.readers})
     wanted = [(layer, kind) for layer in makers for kind in method.wants(Activation(*layer.activation))]
@@ -108,7 +109,7 @@ def gather(
     for layer, kind in wanted:
         if (layer.name, kind) not in found:
             found[layer.name, kind] = kind()
-            taps.append(_tap(layer, found[layer.name, kind], batches))
+            taps.append(_tap(layer, found[layer.name, kind], source.count, fixed_batch(source.inputs) or batch))
     observe(graph, taps, source, batch=batch, device=device, seed=seed, progress=progress)
     gains = measure_gains(graph, readers, source, device=device, seed=seed, progress=progress) if weigh else {}
     return Evidence(found, gains)
@@ -120,18 +121,19 @@ def _observable(graph: Graph, network: Network, names: Set[str]) -> list[Layer]:
     return [layer for layer in layers if graph.types[layer.input] in FLOATS and graph.types[layer.output] in FLOATS]
 
 
-def _tap(layer: Layer, statistic: Statistic, batches: int) -> Tap:
+def _tap(layer: Layer, statistic: Statistic, count: int, batch: int) -> Tap:
     """Rows of the layer's input as the statistic wants them, thinned out so that counting costs less than running."""
+    channels = layer.input_shape[1] if layer.op.startswith("Conv") else layer.input_shape[-1]
+    wanted = max(ROWS_PER_CHANNEL * channels, FEWEST_ROWS)
+    batches = batches_wanted(samples_wanted(layer, wanted), count, batch)
+    limit = -(-wanted // max(min(batches, count // batch), 1))
     if statistic.rows == "channels":
-        channels = layer.input_shape[1] if layer.op.startswith("Conv") else layer.input_shape[-1]
-        limit = -(-max(ROWS_PER_CHANNEL * channels, FEWEST_ROWS) // batches)
-        return Tap(layer.input, lambda x, rng: channel_rows(layer, x, limit, rng), statistic)
-    limit = -(-FEWEST_ROWS * 4 // batches)
+        return Tap(layer.input, lambda x, rng: channel_rows(layer, x, limit, rng), statistic, batches)
 
     def patches(x: Tensor, rng: torch.Generator) -> Tensor:
         return rows(layer, x, layer.groups, positions(layer, x, limit, rng)).flatten(0, 1)
 
-    return Tap(layer.input, patches, statistic)
+    return Tap(layer.input, patches, statistic, batches)
 
 
 def judge(

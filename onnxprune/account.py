@@ -143,11 +143,12 @@ def _left_out(left: Mapping[str, str]) -> str:
     return f"{_many(len(left), 'layer')} left out ({'; '.join(reasons[:2])}{', ...' if len(reasons) > 2 else ''})"
 
 
-def proof_figures(difference: float, samples: Samples, size: int) -> dict[str, object]:
+def proof_figures(difference: float, samples: Samples, size: int, *, through_norms: bool = False) -> dict[str, object]:
     """The largest relative difference to the masked twin on `size` samples, or on as many as the model takes at a time."""
+    silent = "set to zero, in a LayerNorm or GroupNorm to the mean of the others" if through_norms else "set to zero"
     count = fixed_batch(samples.calibration.inputs) or min(size, samples.calibration.count)
     equal = "exactly" if difference == 0 else f"to {difference:.0e}"
-    summary = f"before repair it equals its masked twin (those channels set to zero) {equal} on {_many(count, 'sample')}"
+    summary = f"before repair it equals its masked twin (those channels {silent}) {equal} on {_many(count, 'sample')}"
     return {"summary": summary, "max_relative_difference": difference, "samples": count}
 
 

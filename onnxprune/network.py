@@ -228,6 +228,7 @@ class Network:
     """All that was found in one model. `tensor_channels[t][a]` are the channels along axis a of activation t.
 
     new_bias_terms: the elements of a bias for each layer that has none and could have one (named after its weight).
+    norms: normalisations that some channels go through.
     idle_pins: those that keep no weights from leaving (no parameter is made along them).
     quantised: parameter -> what its integers stand for.
     measured: channels whose values, together with others, set a scale at run time: a twin without them has to make them zero.
@@ -248,6 +249,7 @@ class Network:
     idle_pins: tuple[Pin, ...] = field(default=(), repr=False)
     quantised: Mapping[str, Quantised] = field(default_factory=dict, repr=False)
     measured: Ints = field(default_factory=lambda: np.empty(0, np.int64), repr=False)
+    norms: tuple[Norm, ...] = field(default=(), repr=False)
 
     @cached_property
     def layer(self) -> dict[str, Layer]:

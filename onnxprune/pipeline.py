@@ -115,6 +115,7 @@ def prune(
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
     kinds: str | Sequence[str] = (),
+    through_norms: bool = False,
     device: str = "auto",
     threads: int = 1,
     seed: int = 0,
@@ -144,6 +145,7 @@ def prune(
     reweigh       with repair 'none': apply the method's factors to the readers' weights
     only, skip    globs of group, layer or weight names
     kinds         only such channels go, see network.KINDS: 'head,neuron'; none: all but 'embedding', which has to be asked for
+    through_norms channels under the statistics of LayerNorm, RMSNorm and GroupNorm may go too (see graph.norms)
     gates         expressions that make the result fail, such as 'top1_agreement<0.95'
     output        save there as well
 
@@ -153,7 +155,7 @@ def prune(
         method=method, ratio=ratio, target=target, budget=budget, align=align, repair=repair, reweigh=reweigh, seed=seed,
         sequential=sequential, only=tuple(only), skip=tuple(skip), threads=threads, batch=batch,
         options=dict(options or {}) | ({} if beta is None else {"beta": beta}), gates=tuple(parse(g) for g in gates),
-        kinds=as_kinds(kinds),
+        kinds=as_kinds(kinds), through_norms=through_norms,
     )  # fmt: skip
     for gate in request.gates:
         check_measured(gate, labels=labels is not None, latency=latency)
@@ -167,7 +169,7 @@ def prune(
             file, data, test_data, samples=samples, held_out=held_out, seed=seed, input_shapes=input_shapes, mean=mean,
             std=std, layout=layout,
         )  # fmt: skip
-        network = find(graph, inner=prefers_width(request.kinds))
+        network = find(graph, inner=prefers_width(request.kinds), through_norms=request.through_norms)
     for gate in request.gates:
         check_outputs(gate, graph.outputs)
     job = _Job(request, file, graph, network, inputs, chosen_device, progress or _silent, clock)
@@ -309,7 +311,7 @@ class _Job:
         return {
             "budget": request.budget, "align": request.align, "repair": request.repair_kind, "reweigh": request.reweigh,
             "sequential": request.sequential is not False, "target": request.target, "only": list(request.only),
-            "skip": list(request.skip), "kinds": list(request.kinds),
+            "skip": list(request.skip), "kinds": list(request.kinds), "through_norms": request.through_norms,
         } | method.values  # fmt: skip
 
     def _report(
@@ -339,7 +341,7 @@ class _Job:
             latency=None,
             deviation={},
             accuracy=None,
-            proof=account.proof_figures(difference, self.samples, PROOF_BATCH),
+            proof=account.proof_figures(difference, self.samples, PROOF_BATCH, through_norms=bool(self.network.norms)),
             data=account.data_figures(self.samples),
             gates=[],
             timings={},
@@ -370,12 +372,14 @@ def inspect(
     *,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     kinds: str | Sequence[str] = (),
+    through_norms: bool = False,
 ) -> Network:
     """Layers, groups of channels and pins of a model, without running it.
 
     kinds: those that pruning is to be asked for; 'head-width' alone finds the width of attention heads in place of the heads.
     """
-    return find(prepare(load(model).model, input_shapes)[0], inner=prefers_width(as_kinds(kinds)))
+    graph, _ = prepare(load(model).model, input_shapes)
+    return find(graph, inner=prefers_width(as_kinds(kinds)), through_norms=through_norms)
 
 
 def explain(
@@ -384,7 +388,8 @@ def explain(
     *,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     kinds: str | Sequence[str] = (),
+    through_norms: bool = False,
 ) -> Explanation:
     """Which channels of a tensor (an activation, a weight or the weight of a layer) can go, and what holds the others."""
     graph, _ = prepare(load(model).model, input_shapes)
-    return why.explain(graph, find(graph, inner=prefers_width(as_kinds(kinds))), tensor)
+    return why.explain(graph, find(graph, inner=prefers_width(as_kinds(kinds)), through_norms=through_norms), tensor)

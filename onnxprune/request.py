@@ -48,6 +48,7 @@ class Request:
     options: dict[str, Any]
     gates: tuple[GateExpression, ...]
     kinds: tuple[Kind, ...] = ()
+    through_norms: bool = False
 
     def __post_init__(self) -> None:
         if (self.ratio is None) == (self.target is None):

@@ -16,13 +16,14 @@ from onnxprune_cli.output import STDOUT, check_places, show, write_json
 @click.argument("model")
 @read.input_shape_option
 @read.kind_option
+@read.through_norms_option
 @click.option(
     "--why", metavar="TENSOR", help="Explain what holds the channels of an activation, a weight or a layer, step by step."
 )
 @read.output_options
 def inspect(
-    model: str, input_shapes: tuple[Any, ...], kinds: tuple[str, ...], why: str | None, json_to: str | None, verbose: bool,
-    quiet: bool,
+    model: str, input_shapes: tuple[Any, ...], kinds: tuple[str, ...], through_norms: bool, why: str | None,
+    json_to: str | None, verbose: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Show what MODEL is made of, as pruning sees it: layers, groups of channels, pins with their reasons, MACs."""
     check_places(json_to, inputs=(model,))
@@ -30,7 +31,7 @@ def inspect(
         import onnxprune
         from onnxprune.report import explanation, inspection
 
-        given: dict[str, Any] = {"input_shapes": dict(input_shapes) or None, "kinds": kinds}
+        given: dict[str, Any] = {"input_shapes": dict(input_shapes) or None, "kinds": kinds, "through_norms": through_norms}
         if why is None:
             found, form = inspection.describe(onnxprune.inspect(model, **given), model, kinds), inspection.show
         else:

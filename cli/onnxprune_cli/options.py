@@ -121,6 +121,10 @@ kind_option: Callable[[Any], Any] = click.option(
     help="Only channel, neuron, head, head-width, recurrent, expert or embedding.  [default: all but embedding]",
 )
 
+through_norms_option: Callable[[Any], Any] = click.option(
+    "--through-norms", is_flag=True, help="Let channels go whose statistics a LayerNorm, RMSNorm or GroupNorm takes."
+)
+
 output_options: Callable[[Any], Any] = stacked(
     [
         click.option("--json", "json_to", metavar="FILE|-", help="Write the figures as JSON; - is stdout."),

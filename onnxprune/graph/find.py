@@ -26,9 +26,13 @@ ALONE = "all of it is one channel, which can only go as a whole"
 GIVEN_WAY = "another axis of the same split loses slices in place of this one"
 
 
-def find(graph: Graph, *, inner: bool = False) -> Network:
-    """Layers, groups, pins and costs of a traced model. `inner`: of split channels prefer the inner part (widths to heads)."""
-    flow = walk(graph)
+def find(graph: Graph, *, inner: bool = False, through_norms: bool = False) -> Network:
+    """Layers, groups, pins and costs of a traced model.
+
+    inner           of split channels prefer the inner part (widths to heads)
+    through_norms   channels that a norm takes statistics over may go (graph.norms)
+    """
+    flow = walk(graph, through_norms=through_norms)
     count, channel = flow.components()
     pinned = _pinned(flow, channel, count)
     free, held = resolve(flow, channel, pinned, inner=inner)
@@ -45,13 +49,14 @@ def find(graph: Graph, *, inner: bool = False) -> Network:
     names = _names(graph, flow, layers)
     groups, loose, alone = _groups(slots, names, layers, joint_pins, summed, kinds, count)
     given_way = _flags(merged[held & ~pinned], count) & ~_flags(merged[pinned], count)
-    pins = _pins(flow, channel, slots, layers, {UNREAD: loose, ALONE: alone, GIVEN_WAY: given_way})
+    pins = _pins(flow, channel, slots, layers, {UNREAD: loose, ALONE: alone})
     return Network(
         layers=layers,
         groups=groups,
         pins=tuple(pin for pin in pins if pin.count),
-        idle_pins=tuple(pin for pin in pins if not pin.count),
+        idle_pins=(*(pin for pin in pins if not pin.count), Pin("", GIVEN_WAY, 0, np.flatnonzero(given_way))),
         slots=slots,
+        norms=tuple(flow.norms),
         channel_count=count,
         tensor_channels={t: {a: channel[v] for a, v in axes.items()} for t, axes in flow.tensors.items()},
         shapes=graph.shapes,
@@ -183,9 +188,6 @@ def _pins(flow: Flow, channel: Ints, slots: Sequence[Slot], layers: Sequence[Lay
             if slot.role == "makes" and held[slot.channels].any():
                 tensor = outputs.get(slot.node, slot.parameter)
                 parts.setdefault((tensor, reason), []).append(slot.channels[held[slot.channels]])
-        rest = np.flatnonzero(held & ~weighted)
-        if len(rest):
-            parts.setdefault(("", reason), []).append(rest)
     found = []
     for (tensor, reason), held_here in parts.items():
         channels = np.unique(np.concatenate(held_here))

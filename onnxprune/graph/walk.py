@@ -9,9 +9,9 @@ from onnxprune.graph.structure import Graph
 from onnxprune.network import Ints
 
 
-def walk(graph: Graph) -> Flow:
+def walk(graph: Graph, *, through_norms: bool = False) -> Flow:
     """Apply the rule of every node. An operator without a rule pins what it reads: safe by default."""
-    flow = Flow(graph)
+    flow = Flow(graph, through_norms=through_norms)
     for index, node in enumerate(graph.nodes):
         if node.output and all(name in graph.constants for name in node.output if name):
             continue

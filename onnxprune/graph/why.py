@@ -76,6 +76,9 @@ def _axis(network: Network, atlas: _Atlas, name: str, axis: int, channels: Ints)
     here = np.unique(channels)
     groups = [(g.name, g.kind, int(np.isin(here, g.ids).sum())) for g in network.groups]
     causes = [_cause(atlas, name, pin, here) for pin in (*network.pins, *network.idle_pins) if np.isin(here, pin.channels).any()]
+    told = np.concatenate([g.ids for g in network.groups] + [p.channels for p in (*network.pins, *network.idle_pins)])
+    if not np.isin(here, told).all():
+        causes.append(Cause("", "no layer makes these channels", int((~np.isin(here, told)).sum()), ()))
     # The nearest is the one that explains most.
     causes.sort(key=lambda cause: (not cause.steps and cause.tensor != name, len(cause.steps), -cause.count))
     return AxisStory(axis, len(channels), len(here), tuple(g for g in groups if g[2]), tuple(causes))

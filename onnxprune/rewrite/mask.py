@@ -14,6 +14,7 @@ from onnxprune.graph.quantised import zero
 from onnxprune.graph.structure import Graph
 from onnxprune.network import Bools, Network, Slot
 from onnxprune.rewrite.cut import as_read, cut, free_name, replace_numbers
+from onnxprune.rewrite.fill import fill
 
 Place = tuple[int, int]
 
@@ -23,7 +24,8 @@ def masked_twin(graph: Graph, network: Network, alive: Bools) -> onnx.ModelProto
 
     Some channels are zero from the start instead: those that no weights read, because two activations are multiplied over them
     (the width of attention heads), and those that would have a say in the scale by which all are quantised at run time.
-    Integers that stand for numbers are set to their zero point.
+    Integers that stand for numbers are set to their zero point. Norms that channels go through look at zeros or means in their
+    place (rewrite.fill).
     """
     model = cut(graph, network, np.ones_like(alive)).model
     stored = {t.name: t for t in model.graph.initializer}
@@ -53,6 +55,7 @@ def masked_twin(graph: Graph, network: Network, alive: Bools) -> onnx.ModelProto
         turned = as_read(graph, graph.input(*place), name, value)
         stored[own] = surgeon.add_initializer(model, numpy_helper.from_array(np.ascontiguousarray(turned), own))
         model.graph.node[place[0]].input[place[1]] = own
+    fill(graph, network, alive, model)
     return model
 
 

@@ -32,7 +32,7 @@ def test_inspect_shows_and_writes(run, library, model):
     library.network = NETWORK
     result = run("inspect", model, "--input-shape", "x:1,4", "--json", "found.json")
     assert result.exit_code == 0, result.stderr
-    assert library.calls == [{"model": model, "input_shapes": {"x": (1, 4)}, "kinds": ()}]
+    assert library.calls == [{"model": model, "input_shapes": {"x": (1, 4)}, "kinds": (), "through_norms": False}]
     assert "hidden" in result.stdout
     assert "graph output" in result.stdout
     assert json.loads(Path("found.json").read_text("utf-8"))["groups"][0]["name"] == "hidden"
@@ -51,7 +51,7 @@ def test_why(run, library, model):
     story = AxisStory(0, 16, 8, (("hidden", "neuron", 5),), (Cause("z", "graph output 'z'", 3, steps),))
     library.explanation = Explanation("w", "weight", (story,))
     result = run("inspect", model, "--why", "w", "--kind", "head", "--json", "found.json")
-    assert library.calls == [{"model": model, "tensor": "w", "input_shapes": None, "kinds": ("head",)}]
+    assert library.calls == [{"model": model, "tensor": "w", "input_shapes": None, "kinds": ("head",), "through_norms": False}]
     assert "axis 0: 8 channels on 16 positions" in result.stdout
     assert "5 can go: group hidden (kind neuron)" in result.stdout
     assert "3 may not: weight 'w' -> Conv c makes 8 channels -> graph output 'z'" in result.stdout

@@ -7,7 +7,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxprune.graph.find import find
 from onnxprune.graph.load import load
+from onnxprune.graph.prepare import prepare
+from onnxprune.rewrite.cut import cut
+from onnxprune.rewrite.mask import masked_twin
 from tests.graph.nets import arrays, feeds, masked, node, pruned, run, values
 
 
@@ -69,6 +73,11 @@ def test_simplified_layer_norm_over_channels_is_pinned():
     assert [p.reason for p in network.pins if p.tensor == "a"] == [
         "'norm' normalises over these channels (SimplifiedLayerNormalization); --through-norms lets them go"
     ]
+    graph, _ = prepare(model)
+    network = find(graph, through_norms=True)
+    alive = network.alive({"first": np.array([0, 1, 4])})
+    made, twin, given = cut(graph, network, alive), masked_twin(graph, network, alive), feeds(model, 2)
+    np.testing.assert_allclose(run(made.model, given)[0], run(twin, given)[0], atol=1e-5)
 
 
 def test_they_can_be_loaded():

@@ -75,8 +75,9 @@ def _one_axis(flow: Flow, index: int, positions: Sequence[int], axis: int, lengt
             continue
         spans.append((position, name, own))
         labelled = labels if labelled is None else labelled
-    if labelled is None and length > 1 and _scaled_constant(flow, index):
-        labelled = flow.fresh(length)
+    alone = bool(spans) and all(name in graph.constants for _, name, _ in spans)
+    if labelled is None and length > 1 and (alone or _scaled_constant(flow, index)):
+        labelled = flow.fresh(length)  # a constant that an activation is broadcast over brings the axis in
     if labelled is None:
         return {}
     for position, name, own in spans:

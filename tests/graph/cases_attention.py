@@ -25,7 +25,7 @@ def attention(
         model = net(nodes, stored, given, opset=opset, ir=10, imports=imports, output_shape=[batch, 5, 4])
         return Case(model, groups, tuple(pins))
 
-    CASES[f"attention_{name}"] = build
+    CASES[f"attention_node_{name}"] = build
 
 
 attention("onnx", [node("Attention", "q k v", "h", q_num_heads=4, kv_num_heads=4)], {"q": 4}, opset=23)
@@ -237,6 +237,24 @@ attention(
     widths=(32, 32, 32),
     reads=32,
     weights=STEPS | {"cos": values(9, 2), "sin": values(9, 2)},
+)
+# The rotation alone keeps the widths: the scores would let them go.
+attention(
+    "rotary_before_plain_scores",
+    [
+        *PLACES,
+        *[ms("RotaryEmbedding", f"{n} at cos sin", f"{n}e") for n in "qk"],
+        *[node("Reshape", f"{n}e to", f"{n}r") for n in "qk"],
+        node("Transpose", "qr", "qt", perm=[0, 2, 1, 3]),
+        node("Transpose", "kr", "kt", perm=[0, 2, 3, 1]),
+        node("MatMul", "qt kt", "s"),
+        node("ReduceMean", "s", "sm", axes=[3], keepdims=0),
+        node("Transpose", "sm", "h", perm=[0, 2, 1]),
+    ],
+    {"q": 4},
+    widths=(32, 32),
+    reads=4,
+    weights=STEPS | {"cos": values(9, 4), "sin": values(9, 4), "to": ints(0, 0, 4, 8)},
 )
 # The packed form: its own weights make the heads, and read the channels of the layer before.
 for _name, _sizes, _given in (("packed", (24, 24, 24), {}), ("packed_sizes", (24, 24, 12), {"qkv_hidden_sizes": [24, 24, 12]})):

@@ -189,3 +189,18 @@ foreign(
     x=("N", 3, 6, 6),
     y=("N", 4, 5, 5),
 )  # fmt: skip
+foreign(
+    "nhwc_max_pool_over_channels",
+    [
+        CONV1,
+        node("Cast", "a", "ai", to=TensorProto.INT8),
+        ms("NhwcMaxPool", "ai", "b", kernel_shape=[2, 2]),
+        node("Cast", "b", "d", to=TensorProto.FLOAT),
+        CONV3,
+    ],
+    CONV | {"w3": values(4, 5, 1, 1)},
+    {},
+    (("ai", "slides a window"),),
+    x=("N", 3, 6, 6),
+    y=("N", 4, 5, 6),
+)

@@ -22,6 +22,15 @@ simple(
     reads=3,
     opset=16,
 )
+simple(
+    "grid_sample_along_channels",
+    [*GRID, node("Transpose", "a", "at", perm=[0, 2, 1, 3]), node("GridSample", "at g", "b")],
+    {"zero": ints(0), "one": ints(1), "two": ints(2)},
+    {},
+    (("at", "samples positions"),),
+    reads=8,
+    opset=16,
+)
 BOXES = {"rois": values(3, 4, low=0, high=4), "which": ints(0, 0, 0)}
 simple("roi_align", [node("RoiAlign", "a rois which", "b", output_height=2, output_width=2)], BOXES, opset=16)
 simple(

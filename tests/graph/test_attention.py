@@ -14,7 +14,7 @@ from tests.graph.cases import CASES
 from tests.graph.cases_attention import ms
 from tests.graph.nets import check, net, node, pruned, values
 
-HEADED = [name for name in CASES if name.startswith("attention_") and min((8, *CASES[name]().groups.values())) <= 4]
+HEADED = [name for name in CASES if name.startswith("attention_node_") and min((8, *CASES[name]().groups.values())) <= 4]
 STATED = ("num_heads", "q_num_heads", "kv_num_heads")
 
 
@@ -40,7 +40,7 @@ def test_head_counts_are_those_that_are_left(name):
 
 
 def test_sizes_of_queries_keys_and_values_are_restated():
-    model = CASES["attention_packed_sizes"]().model
+    model = CASES["attention_node_packed_sizes"]().model
     _, _, made = pruned(model, share=0.5)
     (found,) = [helper.get_attribute_value(a) for n in made.model.graph.node for a in n.attribute if a.name == "qkv_hidden_sizes"]
     assert found == [12, 12, 6]
@@ -83,3 +83,55 @@ def test_a_fused_encoder_loses_heads_and_hidden_units():
     }  # fmt: skip
     check(model, made)
     assert np.prod(next(t.dims for t in made.model.graph.initializer if t.name == "l0.wqkv")) == 16 * 24
+
+
+@pytest.mark.parametrize("packed", ["queries, keys and values", "keys and values"])
+def test_packed_heads_of_other_devices(packed):
+    """(batch, sequence, heads, 3 or 2, width) does not run on a CPU: what is found and written is looked at instead."""
+    parts = 3 if packed.startswith("queries") else 2
+    nodes = [
+        node("MatMul", "x wq", "q", name="first"),
+        node("MatMul", "x wk", "k", name="packed"),
+        node("Reshape", "k to", "k5"),
+        ms("MultiHeadAttention", "k5 - - b" if parts == 3 else "q k5 - b", "h", num_heads=4),
+        node("MatMul", "h wo", "y", name="last"),
+    ]
+    stored = {
+        "wq": values(8, 24),
+        "wk": values(8, 24 * parts),
+        "to": np.array([0, 0, 4, parts, 6]),
+        "b": values(72),
+        "wo": values(24, 4),
+    }
+    model = net(nodes, stored, {"x": ["N", 5, 8]}, imports={"com.microsoft": 1}, output_shape=["N", 5, 4])
+    graph, network, made = pruned(model)
+    assert graph.shapes["h"] == (1, 5, 24)
+    assert {g.name: g.size for g in network.groups} == {"packed" if parts == 3 else "first": 4}
+    shapes = {t.name: list(t.dims) for t in made.model.graph.initializer}
+    assert (shapes["wk"], shapes["b"], shapes["wo"]) == ([8, 12 * parts], [36], [12, 4])
+
+
+def test_the_factor_of_a_fused_product_belongs_to_the_layer():
+    model = CASES["fused_matmul_weights_1"]().model
+    _, network, _ = pruned(model)
+    assert (network.layer["first"].scale, network.layer["first"].transposed, network.layer["first"].op) == (0.5, False, "MatMul")
+
+
+def test_blocks_may_end_with_channels_last():
+    nodes = [
+        ms("ReorderInput", "x", "r"),
+        ms("Conv", "r w", "c", kernel_shape=[3, 3]),
+        ms("ReorderOutput", "c", "y", channels=5, channels_last=1),
+    ]
+    for one in nodes:
+        one.domain = "com.microsoft.nchwc"
+    model = net(
+        nodes,
+        {"w": values(16, 16, 3, 3)},
+        {"x": ["N", 16, 8, 8]},
+        imports={"com.microsoft.nchwc": 1},
+        output_shape=["N", 6, 6, 5],
+    )
+    graph, _ = prepare(model)
+    assert graph.shapes["c"] == (1, 16, 6, 6)
+    assert graph.shapes["y"] == (1, 6, 6, 5)

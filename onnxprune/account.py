@@ -86,8 +86,8 @@ def pin_figures(network: Network) -> list[PinFigures]:
 
 def alignment_figures(align: str | int, options: Sequence[Choices], counts: Counts, asked: float | None) -> dict[str, object]:
     """What alignment did: the block of each kind of group, and the share of channels asked for and removed."""
-    total = sum(o.size for o in options)
-    removed = sum(o.size - counts[o.group] for o in options)
+    total = sum(o.width * o.size for o in options)
+    removed = sum(o.width * (o.size - counts[o.group]) for o in options)
     share = removed / max(total, 1)
     blocks = dict(sorted(Counter(o.block for o in options).items(), reverse=True))
     wanted = f"{100 * asked:.1f} % asked, " if asked is not None else ""

@@ -25,7 +25,7 @@ from onnxprune.errors import NothingToPruneError, UnknownNameError
 from onnxprune.graph.facts import FLOATS
 from onnxprune.graph.structure import Graph
 from onnxprune.matrix import channel_rows, positions, rows
-from onnxprune.network import Group, Layer, Network
+from onnxprune.network import USUAL_KINDS, Group, Kind, Layer, Network
 
 # A group keeps at least this share of its channels, whatever the budget says: an empty layer cuts the network in two.
 FLOOR = 0.1
@@ -57,18 +57,28 @@ class Decision:
     candidate: Candidate
 
 
-def select(network: Network, method: Method, only: Sequence[str], skip: Sequence[str]) -> list[Group]:
-    """The groups that may be pruned. Raises NothingToPruneError, with the commonest pins, where there is none."""
+def select(network: Network, method: Method, only: Sequence[str], skip: Sequence[str], kinds: Sequence[Kind] = ()) -> list[Group]:
+    """The groups that may be pruned. Raises NothingToPruneError, with the commonest pins, where there is none.
+
+    kinds: of these alone; empty: of all but the width of embeddings.
+    """
     fitting = [g for g in network.groups if method.target == "channel" or g.kind == method.target]
     for pattern in [*only, *skip]:
         if not any(_matches(network, g, [pattern]) for g in network.groups):
             raise UnknownNameError("group or layer", pattern, [n for g in network.groups for n in (g.name, *g.readers)])
-    found = [g for g in fitting if (not only or _matches(network, g, only)) and not _matches(network, g, skip)]
+    named = [g for g in fitting if (not only or _matches(network, g, only)) and not _matches(network, g, skip)]
+    found = [g for g in named if g.kind in (kinds or USUAL_KINDS)]
     if found:
         return found
     if network.groups and not fitting:
         raise NothingToPruneError(
             f"no group of {method.target}s in this model", "use a -channel method, or see `onnxprune inspect`"
+        )
+    if named:
+        there = sorted({g.kind for g in named})
+        raise NothingToPruneError(
+            f"no channels of kind {' or '.join(kinds or USUAL_KINDS)}, only of kind {' and '.join(there)}",
+            f"ask for --kind {','.join(there)}",
         )
     if network.groups:
         raise NothingToPruneError("--only and --skip leave no group of channels", "see `onnxprune inspect` for the names")

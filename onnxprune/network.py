@@ -6,6 +6,7 @@
     Slot      one axis of one stored parameter, as one node reads it: which channel lies at each position
     Group     channels that have the same members: the thing a method ranks
     Member    where the channels of a group lie on one slot
+    Norm      statistics that a node takes over channels which may go all the same
     Pin       a tensor whose channels may not go, with the reason
     Term      a number of multiplications or parameters that is a product of axis lengths
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,11 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 # 'scales': follows, but is a scale or a zero point of quantised numbers: never to be set to zero itself.
 Role = Literal["makes", "reads", "follows", "scales"]
+Place = tuple[int, int]
 Kind = Literal["channel", "neuron", "head", "head-width", "embedding", "recurrent", "expert"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+# What goes unless others are asked for: the width of embeddings runs through the whole of a transformer.
+USUAL_KINDS: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind != "embedding")
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,8 @@ class Member:
 class Group:
     """Channels with the same members. `ids` are their numbers in the network, in order of first appearance.
 
+    width   positions of one channel along the axis that makes it: 1, for an attention head its width, for a whole group of a
+            convolution the channels in it
     makers, readers   layers and recurrent nodes by name; of any other node that holds weights, the name of these
     """
 
@@ -143,6 +150,7 @@ class Group:
     makers: tuple[str, ...]
     readers: tuple[str, ...]
     spatial: bool
+    width: int = 1
 
     @property
     def size(self) -> int:
@@ -151,11 +159,33 @@ class Group:
 
 @dataclass(frozen=True)
 class Pin:
-    """Channels of `tensor` may not be removed, because `reason`."""
+    """Channels of `tensor` may not be removed, because `reason`. `count`: how many of `channels` have weights made along them."""
 
     tensor: str
     reason: str
     count: int
+    channels: Ints = field(default_factory=lambda: np.empty(0, np.int64), repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Statistics that node `node` takes over axes of which channels may go; what is mended then is told in graph.norms.
+
+    inputs    positions of the tensors whose sum it looks at
+    fill      what a removed channel counts as: the mean of those that stay, or zero
+    groups    axis 1 is looked at in so many parts (0: as a whole)
+    scale     (node, input) of a constant that the result is multiplied by
+    epsilon   (node, input) of the constant that is added to the variance; attribute: it is the attribute `epsilon` of `node`
+    """
+
+    node: int
+    inputs: tuple[int, ...]
+    axes: tuple[int, ...]
+    fill: Literal["mean", "zero"]
+    groups: int = 0
+    scale: Place | None = None
+    epsilon: Place | None = None
+    attribute: bool = False
 
 
 @dataclass(frozen=True)
@@ -198,6 +228,7 @@ class Network:
     """All that was found in one model. `tensor_channels[t][a]` are the channels along axis a of activation t.
 
     new_bias_terms: the elements of a bias for each layer that has none and could have one (named after its weight).
+    idle_pins: those that keep no weights from leaving (no parameter is made along them).
     quantised: parameter -> what its integers stand for.
     measured: channels whose values, together with others, set a scale at run time: a twin without them has to make them zero.
     """
@@ -214,6 +245,7 @@ class Network:
     parameter_terms: tuple[Term, ...] = field(repr=False)
     element_bytes: Mapping[str, int] = field(repr=False)
     new_bias_terms: tuple[Term, ...] = field(default=(), repr=False)
+    idle_pins: tuple[Pin, ...] = field(default=(), repr=False)
     quantised: Mapping[str, Quantised] = field(default_factory=dict, repr=False)
     measured: Ints = field(default_factory=lambda: np.empty(0, np.int64), repr=False)
 

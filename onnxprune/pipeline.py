@@ -34,10 +34,11 @@ from onnxprune.contract import ChannelPlan, Method
 from onnxprune.devices import Device, choose_device
 from onnxprune.errors import ModelError, NothingToPruneError, UsageError
 from onnxprune.figures import SCHEMA, LatencyFigures, Report
-from onnxprune.graph import Graph, ModelFile, find, load, prepare
+from onnxprune.graph import Graph, ModelFile, find, load, prepare, why
+from onnxprune.graph.why import Explanation
 from onnxprune.methods import create
 from onnxprune.network import Bools, Network
-from onnxprune.request import Request
+from onnxprune.request import Request, as_kinds, prefers_width
 from onnxprune.rewrite.cut import Cut, cut
 from onnxprune.rewrite.finish import finish, reweigh
 from onnxprune.rewrite.prove import check_valid, prove
@@ -110,6 +111,7 @@ def prune(
     options: Mapping[str, Any] | None = None,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
+    kinds: str | Sequence[str] = (),
     device: str = "auto",
     threads: int = 1,
     seed: int = 0,
@@ -138,6 +140,7 @@ def prune(
     repair        'auto', 'least-squares', 'mean' or 'none'; `sequential`: refit on the pruned stream (default) or the original's
     reweigh       with repair 'none': apply the method's factors to the readers' weights
     only, skip    globs of group, layer or weight names
+    kinds         only such channels go, see network.KINDS: 'head,neuron'; none: all but 'embedding', which has to be asked for
     gates         expressions that make the result fail, such as 'top1_agreement<0.95'
     output        save there as well
 
@@ -147,6 +150,7 @@ def prune(
         method=method, ratio=ratio, target=target, budget=budget, align=align, repair=repair, reweigh=reweigh, seed=seed,
         sequential=sequential, only=tuple(only), skip=tuple(skip), threads=threads, batch=batch,
         options=dict(options or {}) | ({} if beta is None else {"beta": beta}), gates=tuple(parse(g) for g in gates),
+        kinds=as_kinds(kinds),
     )  # fmt: skip
     for gate in request.gates:
         check_measured(gate, labels=labels is not None, latency=latency)
@@ -160,7 +164,7 @@ def prune(
             file, data, test_data, samples=samples, held_out=held_out, seed=seed, input_shapes=input_shapes, mean=mean,
             std=std, layout=layout,
         )  # fmt: skip
-        network = find(graph)
+        network = find(graph, inner=prefers_width(request.kinds))
     for gate in request.gates:
         check_outputs(gate, graph.outputs)
     job = _Job(request, file, graph, network, inputs, chosen_device, progress or _silent, clock)
@@ -215,7 +219,7 @@ class _Job:
     def _see(self, method: Method) -> list[decide.Decision]:
         """Evidence, scores and losses of every group that may be pruned."""
         request = self.request
-        groups = decide.select(self.network, method, request.only, request.skip)
+        groups = decide.select(self.network, method, request.only, request.skip, request.kinds)
         self._check_weights()
         evidence = decide.gather(
             self.graph, self.network, groups, method, self.samples.calibration, weigh=request.budget == "auto",
@@ -298,7 +302,7 @@ class _Job:
         return {
             "budget": request.budget, "align": request.align, "repair": request.repair_kind, "reweigh": request.reweigh,
             "sequential": request.sequential is not False, "target": request.target, "only": list(request.only),
-            "skip": list(request.skip),
+            "skip": list(request.skip), "kinds": list(request.kinds),
         } | method.values  # fmt: skip
 
     def _report(
@@ -355,7 +359,25 @@ class _Job:
 
 
 def inspect(
-    model: str | os.PathLike[str] | onnx.ModelProto, *, input_shapes: Mapping[str, Sequence[int]] | None = None
+    model: str | os.PathLike[str] | onnx.ModelProto,
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    kinds: str | Sequence[str] = (),
 ) -> Network:
-    """Layers, groups of channels and pins of a model, without running it."""
-    return find(prepare(load(model).model, input_shapes)[0])
+    """Layers, groups of channels and pins of a model, without running it.
+
+    kinds: those that pruning is to be asked for; 'head-width' alone finds the width of attention heads in place of the heads.
+    """
+    return find(prepare(load(model).model, input_shapes)[0], inner=prefers_width(as_kinds(kinds)))
+
+
+def explain(
+    model: str | os.PathLike[str] | onnx.ModelProto,
+    tensor: str,
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    kinds: str | Sequence[str] = (),
+) -> Explanation:
+    """Which channels of a tensor (an activation, a weight or the weight of a layer) can go, and what holds the others."""
+    graph, _ = prepare(load(model).model, input_shapes)
+    return why.explain(graph, find(graph, inner=prefers_width(as_kinds(kinds))), tensor)

@@ -29,6 +29,8 @@ RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "Rando
 MOVE = {"Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze"}
 # Operators that compute an entry of small values from the entries at the same place.
 ENTRYWISE = {"Add", "And", "Div", "Equal", "Greater", "Less", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Sub", "Where"}
+# Operators with an output like their input of which ONNX does not say so: deprecated (opset 18), not inferred, ORT's own.
+ALIKE = {"GroupNormalization", "MeanVarianceNormalization", "SimplifiedLayerNormalization"}
 Types = dict[str, onnx.TypeProto]
 
 
@@ -88,6 +90,8 @@ class Facts:
         for name in node.output:
             if name in self.known:
                 self._learn(name, self.known[name])
+        if node.op_type in ALIKE and names[0] in self.shapes:
+            self._type(node.output[0], self.types[names[0]], self.shapes[names[0]])
         if any(name and name not in self.shapes for name in node.output):
             self._infer_alone(node, names, domain)
         for name in node.output:

@@ -21,17 +21,20 @@ from onnxprune.network import Axis, Bools, Group, Ints, Kind, Layer, Member, Net
 
 # Of several kinds that a channel is, the first counts.
 KINDS: tuple[Kind, ...] = ("head", "expert", "recurrent", "head-width", "embedding", "neuron", "channel")
+UNREAD = "no layer reads these channels"
+ALONE = "all of it is one channel, which can only go as a whole"
+GIVEN_WAY = "another axis of the same split loses slices in place of this one"
 
 
 def find(graph: Graph, *, inner: bool = False) -> Network:
     """Layers, groups, pins and costs of a traced model. `inner`: of split channels prefer the inner part (widths to heads)."""
     flow = walk(graph)
     count, channel = flow.components()
-    free, held = resolve(flow, channel, _pinned(flow, channel, count), inner=inner)
+    pinned = _pinned(flow, channel, count)
+    free, held = resolve(flow, channel, pinned, inner=inner)
     count, merged = components(count, free)
     channel = merged[channel]
-    joint_pins = np.zeros(count, bool)
-    joint_pins[merged[held]] = True
+    joint_pins = _flags(merged[held], count)
     slots = tuple(Slot(s.parameter, s.node, s.input, s.axis, s.role, channel[s.labels]) for s in flow.slots)
     summed = np.zeros(count, bool)
     for labels in flow.summed:
@@ -40,11 +43,14 @@ def find(graph: Graph, *, inner: bool = False) -> Network:
     marks = sorted(flow.kinds, key=lambda mark: KINDS.index(mark[1]), reverse=True)
     kinds = {int(c): kind for labels, kind in marks for c in channel[labels]}
     names = _names(graph, flow, layers)
-    groups, loose = _groups(slots, names, layers, joint_pins, summed, kinds, count)
+    groups, loose, alone = _groups(slots, names, layers, joint_pins, summed, kinds, count)
+    given_way = _flags(merged[held & ~pinned], count) & ~_flags(merged[pinned], count)
+    pins = _pins(flow, channel, slots, layers, {UNREAD: loose, ALONE: alone, GIVEN_WAY: given_way})
     return Network(
         layers=layers,
         groups=groups,
-        pins=_pins(flow, channel, slots, layers, loose, _alone(groups, joint_pins | loose, slots, count), count),
+        pins=tuple(pin for pin in pins if pin.count),
+        idle_pins=tuple(pin for pin in pins if not pin.count),
         slots=slots,
         channel_count=count,
         tensor_channels={t: {a: channel[v] for a, v in axes.items()} for t, axes in flow.tensors.items()},
@@ -65,6 +71,12 @@ def _grouped(flow: Flow, channel: Ints, pinned: Bools, layer: Layer) -> Layer:
     return layer if groups is None else replace(layer, whole_groups=not bool(pinned[channel[groups]].all()))
 
 
+def _flags(marked: Ints, count: int) -> Bools:
+    mask = np.zeros(count, bool)
+    mask[marked] = True
+    return mask
+
+
 def _pinned(flow: Flow, channel: Ints, count: int) -> Bools:
     mask = np.zeros(count, bool)
     for pin in flow.pins:
@@ -80,15 +92,18 @@ def _names(graph: Graph, flow: Flow, layers: Sequence[Layer]) -> dict[int, str]:
 def _groups(
     slots: Sequence[Slot], names: Mapping[int, str], layers: Sequence[Layer], pinned: Bools, summed: Bools,
     kinds: Mapping[int, Kind], count: int,
-) -> tuple[tuple[Group, ...], Bools]:  # fmt: skip
-    """Free channels with the same members form a group. Also returns the free channels that nothing makes or nothing reads."""
+) -> tuple[tuple[Group, ...], Bools, Bools]:  # fmt: skip
+    """Free channels with the same members form a group.
+
+    Also returns the free channels that nothing makes or nothing reads, and those without a second one of their kind.
+    """
     roles = {role: np.zeros(count, bool) for role in ("makes", "reads", "follows", "scales")}
     present = np.zeros(count, bool)
     for slot in slots:
         roles[slot.role][slot.channels] = True
         present[slot.channels] = True
     free = ~pinned & roles["makes"] & (roles["reads"] | summed)
-    loose = ~pinned & present & ~free
+    loose, alone = ~pinned & present & ~free, np.zeros(count, bool)
     # A random number per slot, summed over a channel's positions, is equal for two channels exactly when their members are.
     marks = np.random.default_rng(0).integers(1, 2**62, len(slots), dtype=np.int64)
     signature = np.zeros(count, np.int64)
@@ -103,11 +118,12 @@ def _groups(
     groups: dict[str, Group] = {}
     for ids in found.values():
         if len(ids) == 1:
+            alone[ids] = True
             continue
         group = _group(np.array(ids, np.int64), slots, names, by_node, kinds, count)
         name = _unique(group.name, groups)
         groups[name] = replace(group, name=name)
-    return tuple(groups.values()), loose
+    return tuple(groups.values()), loose, alone
 
 
 def _unique(name: str, taken: Container[str]) -> str:
@@ -148,41 +164,33 @@ def _group(
         tuple(dict.fromkeys(makers)),
         tuple(dict.fromkeys(readers)),
         spatial,
+        max((m.positions.shape[1] for m in members if slots[m.slot].role == "makes"), default=1),
     )
 
 
-def _alone(groups: Sequence[Group], others: Bools, slots: Sequence[Slot], count: int) -> Bools:
-    """Channels that are made, and neither pinned nor loose nor in a group: alone with their members."""
-    made = np.zeros(count, bool)
-    for slot in slots:
-        if slot.role == "makes":
-            made[slot.channels] = True
-    for group in groups:
-        made[group.ids] = False
-    return made & ~others
-
-
-def _pins(
-    flow: Flow, channel: Ints, slots: Sequence[Slot], layers: Sequence[Layer], loose: Bools, alone: Bools, count: int
-) -> tuple[Pin, ...]:
-    """One line for each reason that really keeps weights from leaving."""
-    weighted = np.zeros(count, bool)
+def _pins(flow: Flow, channel: Ints, slots: Sequence[Slot], layers: Sequence[Layer], others: Mapping[str, Bools]) -> list[Pin]:
+    """One entry for each tensor and reason. `others`: reasons that show only once all is known, and the channels they hold."""
+    weighted = _flags(np.empty(0, np.int64), len(others[UNREAD]))
     for slot in slots:
         if slot.role == "makes":
             weighted[slot.channels] = True
-    found: dict[tuple[str, str], Ints] = {}
+    parts: dict[tuple[str, str], list[Ints]] = {}
     for pin in flow.pins:
-        hit = np.unique(channel[pin.labels])
-        hit = hit[weighted[hit]]
-        if len(hit):
-            found[pin.tensor, pin.reason] = np.union1d(found.get((pin.tensor, pin.reason), np.empty(0, np.int64)), hit)
-    pins = [Pin(tensor, reason, len(hit)) for (tensor, reason), hit in found.items()]
+        parts.setdefault((pin.tensor, pin.reason), []).append(channel[pin.labels])
     outputs = {layer.node: layer.output for layer in layers}
-    for slot in slots:
-        for kind, reason in ((loose, "no layer reads these channels"), (alone, "one channel by itself, which always stays")):
-            if slot.role == "makes" and kind[slot.channels].any():
-                pins.append(Pin(outputs.get(slot.node, slot.parameter), reason, int(kind[slot.channels].sum())))
-    return tuple(pins)
+    for reason, held in others.items():
+        for slot in slots:
+            if slot.role == "makes" and held[slot.channels].any():
+                tensor = outputs.get(slot.node, slot.parameter)
+                parts.setdefault((tensor, reason), []).append(slot.channels[held[slot.channels]])
+        rest = np.flatnonzero(held & ~weighted)
+        if len(rest):
+            parts.setdefault(("", reason), []).append(rest)
+    found = []
+    for (tensor, reason), held_here in parts.items():
+        channels = np.unique(np.concatenate(held_here))
+        found.append(Pin(tensor, reason, int(weighted[channels].sum()), channels))
+    return found
 
 
 def _axis(channels: Ints, groups: Sequence[Group], member_of: Ints) -> Axis:

@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 
 from onnxprune.errors import OnnxpruneError
 from onnxprune.graph.structure import Graph
-from onnxprune.network import Geometry, Ints, Kind, Layer, Quantised, Role
+from onnxprune.network import Geometry, Ints, Kind, Layer, Norm, Quantised, Role
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,16 @@ class Flow:
     kinds   labels that are more than a plain channel (heads, recurrent units ...)
     summed  labels over which two activations are multiplied and summed: zero there is as good as gone
     blocks  grouped convolution -> the labels of its groups
+    norms   normalisations whose channels may go (only if through_norms)
     work    (node, input, multiplications) of weights that are no layer's
     quantised  parameter -> what its integers stand for
     measured   labels whose values set a scale at run time
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, *, through_norms: bool = False) -> None:
         self.graph = graph
+        self.through_norms = through_norms
+        self.norms: list[Norm] = []
         self.count = 0
         self.tensors: dict[str, dict[int, Ints]] = {}
         self.slots: list[LabelledSlot] = []

@@ -42,6 +42,7 @@ simple(
     [node("ConvTranspose", "a w b_", "b", name="mid", group=6)],
     {"w": values(12, 3, 3, 3), "b_": values(18)},
     {"first": 6},
+    (("b", "another axis"),),
     reads=18,
     channels=12,
 )

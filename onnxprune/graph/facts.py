@@ -6,7 +6,7 @@ its reference evaluator. A second inference at open sizes tells which of them ho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,9 @@ ENTRYWISE = {"Add", "And", "Div", "Equal", "Greater", "Less", "Max", "Min", "Mod
 # Operators with an output like their input of which ONNX does not say so: deprecated (opset 18), not inferred, ORT's own.
 ALIKE = {"GroupNormalization", "MeanVarianceNormalization", "SimplifiedLayerNormalization"}
 Types = dict[str, onnx.TypeProto]
+# Operators that ONNX does not know: (node, opset, shapes known so far) -> standard nodes whose output has the same shape.
+StandIn = Callable[[onnx.NodeProto, int, Mapping[str, Sequence[int]]], Sequence[onnx.NodeProto]]
+STAND_INS: dict[tuple[str, str], StandIn] = {}
 
 
 class Facts:
@@ -107,20 +110,23 @@ class Facts:
     def _infer_alone(self, node: onnx.NodeProto, names: list[str], domain: str) -> None:
         if not all(name in self.protos for name in names) or domain not in self.opsets:
             return
-        if domain == contrib.DOMAIN:
+        inside = (domain, node.op_type) in self.functions or (domain, node.op_type) in STAND_INS
+        if domain == contrib.DOMAIN and not inside:
             self._infer_contrib(node)
             return
-        if (domain, node.op_type) in self.functions:
-            self._infer_function(node, names)
+        if inside:
+            self._infer_inside(node, names)
         elif defs.has(node.op_type, domain):
             self._infer(node, names, domain)
 
-    def _infer_function(self, node: onnx.NodeProto, names: list[str]) -> None:
-        """A function of the model's own: ONNX infers through its body."""
+    def _infer_inside(self, node: onnx.NodeProto, names: list[str]) -> None:
+        """A function of the model's own, or nodes that stand for an operator: ONNX infers through them."""
         outputs = [onnx.ValueInfoProto(name=o) for o in node.output if o]
         inputs = [onnx.ValueInfoProto(name=n, type=self.protos[n]) for n in dict.fromkeys(names)]
         small = helper.make_model(
-            helper.make_graph([node], "one", inputs, outputs), opset_imports=self.imports, functions=list(self.functions.values())
+            helper.make_graph(_stand_in(node, self.opsets.get("", 1), self.shapes), "one", inputs, outputs),
+            opset_imports=self.imports,
+            functions=list(self.functions.values()),
         )
         for value in shape_inference.infer_shapes(small).graph.output:
             self._learn(value.name, value.type)
@@ -240,19 +246,27 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     light.graph.input.extend(model.graph.input)
     light.graph.output.extend(model.graph.output)
     light.graph.value_info.extend(model.graph.value_info)
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+    shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             tensor = node.attribute[0].t
             if int(np.prod(tensor.dims)) > SMALL:
                 light.graph.initializer.add(name=node.output[0], dims=tensor.dims, data_type=tensor.data_type)
                 continue
-        light.graph.node.append(node)
+        light.graph.node.extend(_stand_in(node, opset, shapes))
     for tensor in model.graph.initializer:
         if int(np.prod(tensor.dims)) > SMALL or tensor.data_location == TensorProto.EXTERNAL:
             light.graph.initializer.add(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
         else:
             light.graph.initializer.append(tensor)
     return light
+
+
+def _stand_in(node: onnx.NodeProto, opset: int, shapes: Mapping[str, Sequence[int]]) -> Sequence[onnx.NodeProto]:
+    """The node itself where ONNX knows it."""
+    found = STAND_INS.get((node.domain, node.op_type))
+    return [node] if found is None else found(node, opset, shapes)
 
 
 def _at(light: onnx.ModelProto, inputs: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:

@@ -17,6 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from onnxprune.errors import OnnxpruneError
+from onnxprune.graph.facts import STAND_INS, StandIn
 from onnxprune.graph.structure import Graph
 from onnxprune.network import Geometry, Ints, Kind, Layer, Norm, Quantised, Role
 
@@ -255,23 +256,35 @@ class Operator:
     flow: Rule
     resize: Resize | None
     note: str
+    blind: bool = False
 
 
 OPERATORS: dict[tuple[str, str], Operator] = {}
 
 
-def rule(*names: str, domain: str = "", resize: Resize | None = None, note: str = "") -> Callable[[Rule], Rule]:
+def rule(
+    *names: str,
+    domain: str = "",
+    resize: Resize | None = None,
+    note: str = "",
+    shape: StandIn | None = None,
+    blind: bool = False,
+) -> Callable[[Rule], Rule]:
     """Register a function as the rule of operators: `@rule("Relu", "Tanh")`. An operator may have one rule only.
 
     resize   called on rewriting, after the weights were cut, to mend sizes that the node stores (Conv group, Pad amounts ...)
     note     restrictions, for the support table
+    shape    of operators that ONNX does not know: see facts.StandIn
+    blind    the rule looks at no shape of an output: it is asked even where that is not known before a run
     """
 
     def register(function: Rule) -> Rule:
         for name in names:
             if (domain, name) in OPERATORS:
                 raise OnnxpruneError(f"operator {name!r} has a rule already")
-            OPERATORS[domain, name] = Operator(name, domain, function, resize, note)
+            OPERATORS[domain, name] = Operator(name, domain, function, resize, note, blind)
+            if shape is not None:
+                STAND_INS[domain, name] = shape
         return function
 
     return register

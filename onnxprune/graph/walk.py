@@ -31,7 +31,7 @@ def _apply(flow: Flow, index: int) -> None:
     graph, node = flow.graph, flow.graph.nodes[index]
     found = operator(node.domain, node.op_type)
     missing = [n for n in node.input if n and n not in graph.shapes]
-    if found is not None and not missing and all(o in graph.shapes for o in node.output[:1]):
+    if found is not None and not missing and (found.blind or all(o in graph.shapes for o in node.output[:1] if o)):
         found.flow(flow, index)
         return
     unknown = [*missing, *node.output[:1], "it"][0]

@@ -224,9 +224,7 @@ HEADS = [
     node("MatMul", "o wo", "y", name="out"),
 ]
 HEAD_WEIGHTS = {n: values(8, 12) for n in ("wq", "wk", "wv")} | {"wo": values(12, 8), "join": ints(0, 0, 12)}
-CASES["attention_heads"] = dense(
-    HEADS, HEAD_WEIGHTS | {"split": ints(0, 0, 4, 3)}, {"q_": 4}, shape=("N", 5, 8)
-)
+CASES["attention_heads"] = dense(HEADS, HEAD_WEIGHTS | {"split": ints(0, 0, 4, 3)}, {"q_": 4}, shape=("N", 5, 8))
 CASES["attention_of_one_head_loses_width"] = dense(
     HEADS, HEAD_WEIGHTS | {"split": ints(0, 0, 1, 12)}, {"q_": 12, "v_": 12}, shape=("N", 5, 8)
 )

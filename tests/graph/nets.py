@@ -38,8 +38,9 @@ def values(*shape: int, seed: int = 0, low: float = -1.0, high: float = 1.0) -> 
 
 
 def node(op: str, inputs: str, outputs: str, **attributes: Any) -> onnx.NodeProto:
-    """`node("Conv", "x w", "y")`; a dash is an input left out. `name` and `domain` are passed on."""
-    return helper.make_node(op, ["" if n == "-" else n for n in inputs.split()], outputs.split(), **attributes)
+    """`node("Conv", "x w", "y")`; a dash is an input or output left out. `name` and `domain` are passed on."""
+    ins, outs = (["" if n == "-" else n for n in names.split()] for names in (inputs, outputs))
+    return helper.make_node(op, ins, outs, **attributes)
 
 
 def net(
@@ -54,9 +55,10 @@ def net(
     output_kind: int | None = None,
     imports: Mapping[str, int] | None = None,
     functions: Sequence[onnx.FunctionProto] = (),
+    output_shape: Sequence[Any] | None = None,
     **graph_fields: Any,
 ) -> onnx.ModelProto:
-    """A checked model. Outputs get the shapes that ONNX infers; before IR 4 initializers are listed as inputs."""
+    """A checked model. Outputs get the shapes that ONNX infers, or that which is given; before IR 4 weights are inputs too."""
     tensors = [numpy_helper.from_array(np.asarray(v), k) for k, v in weights.items()]
     listed = [helper.make_tensor_value_info(k, kind, list(v)) for k, v in inputs.items()]
     if ir < 4:
@@ -68,6 +70,8 @@ def net(
     found = onnx.shape_inference.infer_shapes(model, data_prop=True).graph.output
     for output, inferred in zip(model.graph.output, found, strict=True):
         output.type.CopyFrom(inferred.type)
+        if output_shape is not None:
+            output.type.CopyFrom(helper.make_tensor_type_proto(kind if output_kind is None else output_kind, output_shape))
         output.type.tensor_type.shape.SetInParent()
     onnx.checker.check_model(model)
     return model
@@ -205,6 +209,7 @@ def masked(model: onnx.ModelProto, removed: Mapping[str, Mapping[str, Sequence[i
             twin.graph.node.append(helper.make_node("Mul", [original.input[position], tensor.name], [f"masked_{number}"]))
             reading.input[position] = f"masked_{number}"
         twin.graph.node.append(reading)
+        _empty(twin, reading, removed)
         silent = _silent(model, original, shapes, removed)
         if silent is not None:
             reading = twin.graph.node[-1]
@@ -214,6 +219,16 @@ def masked(model: onnx.ModelProto, removed: Mapping[str, Mapping[str, Sequence[i
             twin.graph.node.append(helper.make_node("Mul", [f"loud_{number}", f"silent_{number}"], [reading.output[0]]))
             reading.output[0] = f"loud_{number}"
     return twin
+
+
+def _empty(twin: onnx.ModelProto, n: onnx.NodeProto, removed: Any) -> None:
+    """Hidden units of experts lie inside one node: the weights that read them are zero in the twin."""
+    if n.op_type != "MoE":
+        return
+    stored = _stored(twin)[n.input[4]]
+    value = numpy_helper.to_array(stored).copy()
+    value[:, :, list(removed.get(n.input[4], {}).get("2", []))] = 0
+    stored.CopyFrom(numpy_helper.from_array(value, stored.name))
 
 
 def _attribute(n: onnx.NodeProto, name: str, default: Any) -> Any:
@@ -264,7 +279,7 @@ def _gone(
 ) -> tuple[int, np.ndarray] | None:
     """(input with the activation, mask over it) of one node of the original."""
     kind = STANDS_FOR.get(n.op_type, n.op_type)
-    if kind not in ("Conv", "ConvTranspose", "Gemm", "MatMul", *RECURRENT):
+    if kind not in ("Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul", *RECURRENT):
         return None
     second = INTEGERS.get(n.op_type, (1, 0))[0]
     left = kind == "MatMul" and n.input[second] not in shapes
@@ -272,7 +287,7 @@ def _gone(
     entry, turned = _entry(model, n, weight, removed)
     if entry is None or n.output[0] in shapes:
         return None
-    axes = {"Conv": 1, "ConvTranspose": 0, "Gemm": int(_attribute(n, "transB", 0)), "MatMul": int(left)}
+    axes = {"Conv": 1, "ConvTranspose": 0, "DeformConv": 1, "Gemm": int(_attribute(n, "transB", 0)), "MatMul": int(left)}
     inner = axes.get(kind, 1 if n.op_type == "DynamicQuantizeLSTM" else 2)
     shape, group = shapes[weight], _attribute(n, "group", 1)
     if group > 1 and (shape[1] == 1 if kind == "Conv" else shape[0] == group):
@@ -282,7 +297,7 @@ def _gone(
     )
     mask[list(entry.get(str(1 - inner if turned else inner), []))] = 0
     mask = np.tile(mask, group) if kind == "Conv" else mask
-    behind = len(shape) - 2 if kind.startswith("Conv") else int(left)
+    behind = len(shape) - 2 if "Conv" in kind else int(left)
     return second if left else 0, mask.reshape([-1] + [1] * behind)
 
 

@@ -240,9 +240,9 @@ def multiply(flow: Flow, index: int, second: int = 1, floats: tuple[str, str] = 
     a, b = graph.nodes[index].input[0], graph.nodes[index].input[second]
     shape_a, shape_b = graph.shapes[a], graph.shapes[b]
     if b in graph.constants and len(shape_b) == 2 and a not in graph.constants:
-        return second, _matmul(flow, index, a, b, second, len(shape_a) - 1, w_in=0, side="right", floats=floats)
+        return second, dense(flow, index, a, b, second, len(shape_a) - 1, w_in=0, floats=floats)
     if a in graph.constants and len(shape_a) == 2 and len(shape_b) >= 2 and b not in graph.constants:
-        return 0, _matmul(flow, index, b, a, 0, len(shape_b) - 2, w_in=1, side="left", floats=floats)
+        return 0, dense(flow, index, b, a, 0, len(shape_b) - 2, w_in=1, side="left", floats=floats)
     operands, output = _matmul_letters(len(shape_a), len(shape_b))
     contract(flow, index, [operands[0], *[""] * (second - 1), operands[1]], output)
     return None
@@ -257,10 +257,11 @@ def _matmul_letters(a: int, b: int) -> tuple[list[str], str]:
     return [first, second], batch + ("" if a == 1 else "m") + ("" if b == 1 else "n")
 
 
-def _matmul(
-    flow: Flow, index: int, x: str, w: str, position: int, axis: int, w_in: int, side: Literal["left", "right"],
-    floats: tuple[str, str],
+def dense(
+    flow: Flow, index: int, x: str, w: str, position: int, axis: int, w_in: int, side: Literal["left", "right"] = "right",
+    scale: float = 1.0, floats: tuple[str, str] = ("", ""),
 ) -> Ints:  # fmt: skip
+    """A product with constant weights (input `position`) along `axis` of the activation x. `floats`: as in convolve."""
     graph = flow.graph
     labels = flow.labels(x)
     if axis in labels:
@@ -269,7 +270,8 @@ def _matmul(
     flow.parameter(index, position, 1 - w_in, "makes", made)
     rest = {a: v for a, v in labels.items() if a != axis}
     flow.give(graph.nodes[index].output[0], rest | {axis: made})
-    _layer(flow, index, w, op="MatMul", transposed=side == "right", side=side, x=floats[0] or x, y=floats[1])
+    x = floats[0] or x
+    _layer(flow, index, w, op="MatMul", transposed=w_in == 0, side=side, x=x, y=floats[1], scale=scale)
     return made
 
 

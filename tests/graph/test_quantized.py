@@ -18,7 +18,7 @@ from onnxprune.graph.quantised import real
 from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.mask import masked_twin
 from onnxprune.rewrite.prove import prove
-from tests.graph import cases_quantized  # noqa: F401
+from tests.graph import cases_integers  # noqa: F401
 from tests.graph.cases import CASES
 from tests.graph.cases_quantized import BIAS, q8, scales, zeros
 from tests.graph.nets import arrays, conv_net, feeds, half, net, node, pruned, run, values

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from onnx import TensorProto, defs, helper, numpy_helper, shape_inference
 
 from onnxprune.errors import ModelError
-from onnxprune.graph import contrib
 from onnxprune.graph.arithmetic import compute
 from onnxprune.graph.surgeon import WITH_SUBGRAPHS
 
@@ -138,11 +137,7 @@ class Facts:
     def _infer_alone(self, node: onnx.NodeProto, names: list[str], domain: str) -> None:
         if not all(name in self.shapes for name in names) or domain not in self.opsets:
             return
-        inside = (domain, node.op_type) in self.functions or (domain, node.op_type) in STAND_INS
-        if domain == contrib.DOMAIN and not inside:
-            self._infer_contrib(node)
-            return
-        if inside:
+        if (domain, node.op_type) in self.functions or (domain, node.op_type) in STAND_INS:
             self._infer_inside(node, names)
         elif defs.has(node.op_type, domain):
             self._infer(node, names, domain)
@@ -158,19 +153,6 @@ class Facts:
         )
         for value in shape_inference.infer_shapes(small).graph.output:
             self._learn(value.name, value.type)
-
-    def _infer_contrib(self, node: onnx.NodeProto) -> None:
-        """An operator that ONNX does not know: as the standard operator of the same shapes."""
-        found = contrib.standard(node)
-        if found is not None:
-            alike, typed = found
-            kept = {name: self.types[name] for name in alike.input}
-            self.types |= dict.fromkeys(kept, TensorProto.FLOAT)  # what the standard operator takes
-            self._infer(alike, list(alike.input), "")
-            self.types |= kept
-            for name in node.output:
-                if name in self.shapes:
-                    self._type(name, self.types.get(typed, TensorProto.FLOAT), self.shapes[name])
 
     def _infer(self, node: onnx.NodeProto, names: list[str], domain: str) -> None:
         data = {name: numpy_helper.from_array(self.values[name], name) for name in names if name in self.values}

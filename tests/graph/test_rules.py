@@ -16,6 +16,7 @@ from tests.graph import (  # noqa: F401
     cases_contraction,
     cases_elementwise,
     cases_fused,
+    cases_integers,
     cases_movement,
     cases_normalization,
     cases_pooling,

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxprune.graph.labels import Flow, Resizer, rule
-from onnxprune.graph.rules import contraction, elementwise, movement, normalization, pooling
+from onnxprune.graph.rules import contraction, elementwise, movement, normalization, pooling, stand_ins
+from onnxprune.graph.rules.stand_ins import MICROSOFT, of_integers
 from onnxprune.graph.structure import Graph
 from onnxprune.network import Ints, Quantised
 
-CONTRIB = "com.microsoft"
+TO_FLOATS = "as MatMul; scales, zero points and bias follow"
+TWO = "two activations are tied, per-channel constants follow"
+POOL = "window over height, width; channels last: pinned"
+WINDOW = ("auto_pad", "ceil_mode", "count_include_pad", "dilations", "group", "kernel_shape", "pads", "strides")
 
 
-@rule("DequantizeLinear", "QuantizeLinear", domain=CONTRIB, note="as those of ONNX")
+@rule("DequantizeLinear", domain=MICROSOFT, shape=of_integers("Identity", (0,)), note="as that of ONNX")
+@rule("QuantizeLinear", domain=MICROSOFT, shape=of_integers("Identity", (0,), 1), note="as that of ONNX")
 @rule("DequantizeLinear", "QuantizeLinear", note="scales and zero points per channel follow; in blocks of the channels: pinned")
 def quantize(flow: Flow, index: int) -> None:
     graph = flow.graph
@@ -75,7 +80,10 @@ def _bias(flow: Flow, index: int, position: int, scales: Sequence[str]) -> None:
 
 
 @rule("QLinearConv", resize=_resize_conv, note="as Conv; scales and zero points per channel follow")
-@rule("QLinearConv", domain=CONTRIB, resize=_resize_conv, note="as that of ONNX; channels last: pinned")
+@rule(
+    "QLinearConv", domain=MICROSOFT, resize=_resize_conv, shape=of_integers("Conv", (0, 3), 6, *WINDOW),
+    note="as that of ONNX; channels last: pinned",
+)  # fmt: skip
 def qlinear_conv(flow: Flow, index: int) -> None:
     names = flow.graph.nodes[index].input
     made = contraction.convolve(flow, index, weight=3, bias=8)
@@ -92,7 +100,12 @@ def qlinear_matmul(flow: Flow, index: int) -> None:
         _integers(flow, index, position, made, 1 if position else 0, [names[position + 1]], position + 2)
 
 
-@rule("QGemm", domain=CONTRIB, note="as Gemm; scales and zero points per channel follow")
+@rule(
+    "QGemm",
+    domain=MICROSOFT,
+    shape=of_integers("Gemm", (0, 3), 7, "transA", "transB"),
+    note="as Gemm; scales and zero points per channel follow",
+)
 def qgemm(flow: Flow, index: int) -> None:
     graph, names = flow.graph, flow.graph.nodes[index].input
     made = contraction.multiply_add(flow, index, weight=3, bias=6)
@@ -137,13 +150,13 @@ def _floats(graph: Graph, index: int) -> tuple[list[str], tuple[str, str]]:
     return [n for n in parts if n in graph.constants][:1], (x, tensor) if x else ("", "")
 
 
-@rule("DynamicQuantizeMatMul", domain=CONTRIB, note="as MatMul; scales, zero points and bias follow")
+@rule("DynamicQuantizeMatMul", domain=MICROSOFT, shape=of_integers("MatMul", (0, 1)), note=TO_FLOATS)
 def dynamic_matmul(flow: Flow, index: int) -> None:
     flow.measured += list(flow.labels(flow.graph.nodes[index].input[0]).values())
     _to_floats(flow, index, scale=2, zero=3, bias=4)
 
 
-@rule("MatMulIntegerToFloat", domain=CONTRIB, note="as MatMul; scales, zero points and bias follow")
+@rule("MatMulIntegerToFloat", domain=MICROSOFT, shape=of_integers("MatMul", (0, 1)), note=TO_FLOATS)
 def matmul_to_float(flow: Flow, index: int) -> None:
     _to_floats(flow, index, scale=3, zero=5, bias=6)
 
@@ -160,7 +173,8 @@ def _to_floats(flow: Flow, index: int, scale: int, zero: int, bias: int) -> None
         flow.parameter(index, bias, 0, "follows", made)
 
 
-@rule("QLinearAdd", "QLinearMul", domain=CONTRIB, note="two activations are tied, per-channel constants follow")
+@rule("QLinearAdd", domain=MICROSOFT, shape=of_integers("Add", (0, 3), 6), note=TWO)
+@rule("QLinearMul", domain=MICROSOFT, shape=of_integers("Mul", (0, 3), 6), note=TWO)
 def qlinear_broadcast(flow: Flow, index: int) -> None:
     graph = flow.graph
     elementwise.broadcast(flow, index, (0, 3))
@@ -170,21 +184,22 @@ def qlinear_broadcast(flow: Flow, index: int) -> None:
             flow.quantised[stored.parameter] = Quantised((graph.input(index, position + 1),), graph.input(index, position + 2))
 
 
-@rule("QLinearConcat", domain=CONTRIB, note="as Concat")
+@rule("QLinearConcat", domain=MICROSOFT, shape=stand_ins.joined_integers, note="as Concat")
 def qlinear_concat(flow: Flow, index: int) -> None:
     movement.join(flow, index, range(2, len(flow.graph.nodes[index].input), 3))
 
 
-@rule("QLinearLeakyRelu", "QLinearSigmoid", domain=CONTRIB)
+@rule("QLinearLeakyRelu", "QLinearSigmoid", domain=MICROSOFT, shape=of_integers("Identity", (0,), 3))
 def qlinear_unary(flow: Flow, index: int) -> None:
     elementwise.unary(flow, index)
 
 
-@rule("QLinearSoftmax", domain=CONTRIB, note="pinned along the axis it normalises")
+@rule("QLinearSoftmax", domain=MICROSOFT, shape=of_integers("Identity", (0,), 3), note="pinned along the axis it normalises")
 def qlinear_softmax(flow: Flow, index: int) -> None:
     normalization.softmax(flow, index)
 
 
-@rule("QLinearAveragePool", "QLinearGlobalAveragePool", domain=CONTRIB, note="window over height, width; channels last: pinned")
+@rule("QLinearAveragePool", domain=MICROSOFT, shape=of_integers("AveragePool", (0,), 3, *WINDOW), note=POOL)
+@rule("QLinearGlobalAveragePool", domain=MICROSOFT, shape=of_integers("GlobalAveragePool", (0,), 3), note=POOL)
 def qlinear_pool(flow: Flow, index: int) -> None:
     pooling.pool(flow, index)

@@ -7,6 +7,7 @@ from math import prod
 import numpy as np
 
 from onnxprune.graph.labels import Flow, Resizer, rule
+from onnxprune.graph.rules.stand_ins import MICROSOFT, of_integers
 from onnxprune.network import Ints, Quantised
 
 # Positions of the inputs: W (directions, gates * units, inputs), R (the same, units), B (directions, 2 * gates * units) ...
@@ -28,7 +29,10 @@ def recurrent(flow: Flow, index: int) -> None:
     _recur(flow, index, rows=1)
 
 
-@rule("DynamicQuantizeLSTM", domain="com.microsoft", resize=_resize_hidden, note="as LSTM; scales and zero points follow")
+@rule(
+    "DynamicQuantizeLSTM", domain=MICROSOFT, resize=_resize_hidden,
+    shape=of_integers("LSTM", (0, 1, 2), None, "direction", "hidden_size"), note="as LSTM; scales and zero points follow",
+)  # fmt: skip
 def quantized_lstm(flow: Flow, index: int) -> None:
     graph = flow.graph
     node = graph.nodes[index]

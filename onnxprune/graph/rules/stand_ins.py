@@ -106,6 +106,36 @@ def packed_weights(node: onnx.NodeProto, opset: int, shapes: Shapes) -> Nodes:
     ]
 
 
+def of_integers(op: str, positions: Sequence[int], scale: int | None = None, *attributes: str) -> StandIn:
+    """A standard operator on the numbers that the integers at these positions stand for.
+
+    scale: position of the scale of its output, before its zero point; where there is none, the output is a float.
+    """
+
+    def stand_in(node: onnx.NodeProto, opset: int, shapes: Shapes) -> Nodes:
+        if attribute(node, "channels_last"):
+            return []
+        names = [f"{node.output[0]}/{i}" for i, _ in enumerate(positions)]
+        nodes = [
+            helper.make_node("Cast", [node.input[at]], [name], to=onnx.TensorProto.FLOAT)
+            for at, name in zip(positions, names, strict=True)
+        ]
+        quantised = scale is not None and len(node.input) > scale and bool(node.input[scale])
+        outputs = [f"{node.output[0]}/real"] if quantised else list(node.output)
+        made = helper.make_node(op, names, outputs)
+        made.attribute.extend(a for a in node.attribute if a.name in attributes)
+        zero = node.input[scale : scale + 2] if scale is not None else []
+        return [*nodes, made, *([helper.make_node("QuantizeLinear", [*outputs, *zero], node.output[:1])] if quantised else [])]
+
+    return stand_in
+
+
+def joined_integers(node: onnx.NodeProto, opset: int, shapes: Shapes) -> Nodes:
+    """Scale and zero point of the output, then three inputs for each part."""
+    join = of_integers("Concat", range(2, len(node.input), 3), 0, "axis")
+    return list(join(node, opset, shapes))
+
+
 def channels_last(op: str, inputs: int, *attributes: str) -> StandIn:
     """A standard operator on tensors whose channels are the last axis."""
 

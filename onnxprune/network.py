@@ -231,7 +231,8 @@ class Network:
     norms: normalisations that some channels go through.
     idle_pins: those that keep no weights from leaving (no parameter is made along them).
     quantised: parameter -> what its integers stand for.
-    measured: channels whose values, together with others, set a scale at run time: a twin without them has to make them zero.
+    measured: channels whose values count also where no weights read them: two activations are multiplied and summed over them
+              (attention), or a scale is set by all of them at run time. A twin without them has to make them zero.
     """
 
     layers: tuple[Layer, ...]

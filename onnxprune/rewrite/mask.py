@@ -22,8 +22,8 @@ Place = tuple[int, int]
 def masked_twin(graph: Graph, network: Network, alive: Bools) -> onnx.ModelProto:
     """Readers' weights alone are touched: whatever flows in a removed channel, nothing reads it any more.
 
-    Some channels are zero from the start instead: those that no weights read, because two activations are multiplied over them
-    (the width of attention heads), and those that would have a say in the scale by which all are quantised at run time.
+    Some channels are zero from the start instead: those over which two activations are multiplied (the width of attention heads),
+    and those that would have a say in the scale by which all are quantised at run time (Network.measured).
     Integers that stand for numbers are set to their zero point. Norms that channels go through look at zeros or means in their
     place (rewrite.fill).
     """

@@ -11,6 +11,7 @@ from onnxprune.graph.labels import OPERATORS
 from onnxprune.graph.prepare import prepare
 from onnxprune.graph.rules import closed
 from onnxprune.graph.walk import walk
+from onnxprune.rewrite.mask import masked_twin
 from tests.graph import (  # noqa: F401
     cases_attention,
     cases_contraction,
@@ -26,7 +27,7 @@ from tests.graph import (  # noqa: F401
     cases_selection,
 )
 from tests.graph.cases import CASES
-from tests.graph.nets import check, conv_net, feeds, node, pruned, run
+from tests.graph.nets import check, conv_net, feeds, half, node, pruned, run
 
 
 def pins_of(network) -> list[tuple[str, str]]:
@@ -49,6 +50,16 @@ def test_groups_pins_and_removed_equals_masked(name):
         else:
             assert made.removed == {}
             assert made.model.SerializeToString() == case.model.SerializeToString()
+
+
+@pytest.mark.parametrize("name", ["attention_heads", "attention_of_one_head_loses_width", "one_matrix_for_attention_of_one_head"])
+def test_the_twin_of_attention_is_silent_where_the_cut_has_nothing(name):
+    model = CASES[name]().model
+    graph, network, made = pruned(model)
+    alive = network.alive(half(network, 0))
+    twin = masked_twin(graph, network, alive)
+    given = feeds(model, 2)
+    np.testing.assert_allclose(run(made.model, given)[0], run(twin, given)[0], rtol=1e-5, atol=1e-6)
 
 
 def case_batch(model: onnx.ModelProto) -> int:

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/choices.py --models DIR --train cifar10/train4000_lossless.npz [--seeds 3]
 
---train: x (images, height, width, channels) uint8, y; the first 1024 calibrate, the others judge. The nets were trained on them, so
-that only what is lost says something. One row per choice: the target of multiplications, accuracy before and after, mean of seeds.
+--train: x (images, height, width, channels) uint8, y; the first 1024 calibrate, the others judge. The nets were trained on them,
+so that only what is lost says something. One row per choice: accuracy before and after, mean over the seeds.
 """
 
 from __future__ import annotations

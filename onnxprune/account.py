@@ -19,7 +19,7 @@ from onnxprune.calibration.repair import LayerRepair
 from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.segments import reads
 from onnxprune.figures import GroupFigures, ModelFigures, PinFigures
-from onnxprune.graph.facts import FLOATS
+from onnxprune.graph.facts import WEIGHTS
 from onnxprune.graph.load import ModelFile
 from onnxprune.graph.structure import Graph
 from onnxprune.network import Network
@@ -34,7 +34,7 @@ def model_figures(file: ModelFile | None, graph: Graph, network: Network) -> Mod
         path=str(file.path) if file and file.path else None,
         sha256=file.sha256 if file else None,
         bytes=file.size if file else 0,
-        parameters=sum(prod(t.dims) for t in graph.parameters.values() if t.data_type in FLOATS),
+        parameters=sum(prod(t.dims) for t in graph.parameters.values() if t.data_type in WEIGHTS),
         macs=network.cost().macs,
         peak_memory_bytes=peak_memory(graph),
         latency_ms=None,
@@ -86,8 +86,8 @@ def pin_figures(network: Network) -> list[PinFigures]:
 
 def alignment_figures(align: str | int, options: Sequence[Choices], counts: Counts, asked: float | None) -> dict[str, object]:
     """What alignment did: the block of each kind of group, and the share of channels asked for and removed."""
-    total = sum(o.size for o in options)
-    removed = sum(o.size - counts[o.group] for o in options)
+    total = sum(o.width * o.size for o in options)
+    removed = sum(o.width * (o.size - counts[o.group]) for o in options)
     share = removed / max(total, 1)
     blocks = dict(sorted(Counter(o.block for o in options).items(), reverse=True))
     wanted = f"{100 * asked:.1f} % asked, " if asked is not None else ""

@@ -2,6 +2,7 @@
 
     Network   everything below, found once, never changed
     Layer     one Conv, ConvTranspose, Gemm or MatMul with constant weights
+    Quantised how the integers of a parameter stand for numbers
     Slot      one axis of one stored parameter, as one node reads it: which channel lies at each position
     Group     channels that have the same members: the thing a method ranks
     Member    where the channels of a group lie on one slot
@@ -24,7 +25,8 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-Role = Literal["makes", "reads", "follows"]
+# 'scales': follows, but is a scale or a zero point of quantised numbers: never to be set to zero itself.
+Role = Literal["makes", "reads", "follows", "scales"]
 Place = tuple[int, int]
 Kind = Literal["channel", "neuron", "head", "head-width", "embedding", "recurrent", "expert"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -66,6 +68,7 @@ class Layer:
     batch_norm     index of the BatchNormalization node that alone reads the output, if there is one
     activation     operator type (and bounds) of the elementwise function behind it, see contract.Activation
     shared         another node reads the same weight
+    quantised      the stored weight is integers
     widen_bias     there is no bias, but the operator would take one
     """
 
@@ -91,8 +94,24 @@ class Layer:
     activation: tuple[str, tuple[float, ...]] = ("identity", ())
     residual: Residual | None = None
     shared: bool = False
+    quantised: bool = False
     widen_bias: bool = False
     whole_groups: bool = False
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A parameter of integers q that stand for (q - zero_point) * the product of scales: names of constant tensors.
+
+    axes     the parameter's axes along which scales and zero points differ: theirs in order; none where there is one of each
+    blocked  of these axes the one along which `block` positions share a scale
+    """
+
+    scales: tuple[str, ...]
+    zero_point: str = ""
+    axes: tuple[int, ...] = ()
+    blocked: int | None = None
+    block: int = 1
 
 
 @dataclass(frozen=True)
@@ -117,7 +136,12 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """Channels with the same members. `ids` are their numbers in the network, in order of first appearance."""
+    """Channels with the same members. `ids` are their numbers in the network, in order of first appearance.
+
+    width   positions of one channel along the axis that makes it: 1, for an attention head its width, for a whole group of a
+            convolution the channels in it
+    makers, readers   layers and recurrent nodes by name; of any other node that holds weights, the name of these
+    """
 
     name: str
     kind: Kind
@@ -126,6 +150,7 @@ class Group:
     makers: tuple[str, ...]
     readers: tuple[str, ...]
     spatial: bool
+    width: int = 1
 
     @property
     def size(self) -> int:
@@ -205,6 +230,9 @@ class Network:
     new_bias_terms: the elements of a bias for each layer that has none and could have one (named after its weight).
     norms: normalisations that some channels go through.
     idle_pins: those that keep no weights from leaving (no parameter is made along them).
+    quantised: parameter -> what its integers stand for.
+    measured: channels whose values count also where no weights read them: two activations are multiplied and summed over them
+              (attention), or a scale is set by all of them at run time. A twin without them has to make them zero.
     """
 
     layers: tuple[Layer, ...]
@@ -220,6 +248,8 @@ class Network:
     element_bytes: Mapping[str, int] = field(repr=False)
     new_bias_terms: tuple[Term, ...] = field(default=(), repr=False)
     idle_pins: tuple[Pin, ...] = field(default=(), repr=False)
+    quantised: Mapping[str, Quantised] = field(default_factory=dict, repr=False)
+    measured: Ints = field(default_factory=lambda: np.empty(0, np.int64), repr=False)
     norms: tuple[Norm, ...] = field(default=(), repr=False)
 
     @cached_property

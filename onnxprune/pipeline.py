@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ Progress = Callable[[str, float], None]
 SOLVERS = {"least-squares": least_squares, "mean": match_moments}
 # Samples on which the rewrite is held against its masked twin.
 PROOF_BATCH = 2
+# Bytes of the largest activation of one batch, and the fewest samples of a batch whatever their size.
+BATCH_BYTES, FEWEST_AT_ONCE = 1 << 25, 4
 
 
 def _silent(stage: str, share: float) -> None:
@@ -225,11 +228,16 @@ class _Job:
         self._check_weights()
         evidence = decide.gather(
             self.graph, self.network, groups, method, self.samples.calibration, weigh=request.budget == "auto",
-            batch=self.samples.batch(request.batch), device=self.device, seed=request.seed, progress=self.progress,
+            batch=self._batch(), device=self.device, seed=request.seed, progress=self.progress,
         )  # fmt: skip
         return decide.judge(
             self.graph, self.network, groups, method, evidence, align=request.align, seed=request.seed, device=self.device
         )
+
+    def _batch(self) -> int:
+        """As many samples at a time as was asked for, fewer where their activations are large: beyond that only memory grows."""
+        largest = max(4 * max(prod(layer.input_shape), prod(layer.output_shape)) for layer in self.network.layers)
+        return min(self.samples.batch(self.request.batch), max(FEWEST_AT_ONCE, BATCH_BYTES // largest))
 
     def _check_weights(self) -> None:
         for layer in self.network.layers:
@@ -280,14 +288,11 @@ class _Job:
     def _repair(self, made: Cut, alive: Bools, plans: Mapping[str, ChannelPlan]) -> tuple[list[LayerRepair], dict[str, str]]:
         kind = self.request.repair_kind
         if kind == "none":
-            if self.request.reweigh:
-                reweigh(made, self.graph, self.network, plans)
-            return [], {}
+            return [], reweigh(made, self.graph, self.network, plans) if self.request.reweigh else {}
         layers, left = repairable(self.graph, self.network, alive)
         worker = Repair(self.graph, self.network, made, alive, solver=SOLVERS[kind], device=self.device, seed=self.request.seed)
-        batch = self.samples.batch(self.request.batch)
         return worker.run(
-            layers, self.samples.calibration, batch, self.progress, sequential=self.request.sequential is not False
+            layers, self.samples.calibration, self._batch(), self.progress, sequential=self.request.sequential is not False
         ), left
 
     def _provenance(self, method: Method) -> dict[str, str]:

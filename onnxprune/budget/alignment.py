@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import gcd
 
 from onnxprune.errors import UsageError
 from onnxprune.network import Group
@@ -18,12 +19,16 @@ SMALLEST = 4
 
 @dataclass(frozen=True)
 class Choices:
-    """The counts a group may keep, descending; the first is its size. `block` is what they are multiples of."""
+    """The counts a group may keep, descending; the first is its size. `block` is what they are multiples of.
+
+    width   what one of them counts for in a share of channels (an attention head is as many as it is wide)
+    """
 
     group: str
     size: int
     block: int
     counts: tuple[int, ...]
+    width: int = 1
 
     def nearest(self, wanted: float) -> int:
         """The allowed count nearest to `wanted`; of two at the same distance the larger."""
@@ -52,13 +57,15 @@ def choices(group: Group, align: str | int, floor: float, widest: int) -> Choice
     lowest = max(1, -(-int(group.size * floor) // block) * block) if block > 1 else max(1, round(group.size * floor))
     lowest = max(lowest, block) if block > 1 else lowest
     steps = [n for n in range(group.size // block * block, lowest - 1, -block) if n < group.size]
-    return Choices(group.name, group.size, block, (group.size, *steps))
+    return Choices(group.name, group.size, block, (group.size, *steps), group.width)
 
 
 def _block(group: Group, widest: int) -> int:
     if not group.spatial:
         return 1
-    return next((b for b in (widest, 8) if b <= widest and group.size >= 4 * b), SMALLEST)
+    channels = group.size * group.width
+    block = next((b for b in (widest, 8) if b <= widest and channels >= 4 * b), SMALLEST)
+    return block // gcd(block, group.width)
 
 
 def settle(options: Sequence[Choices], wanted: Sequence[float]) -> list[int]:

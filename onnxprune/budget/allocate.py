@@ -75,7 +75,7 @@ def resource(network: Network, kind: str, *, new_biases: bool = False) -> Resour
     new: list[tuple[int, Term]] = []
     match kind:
         case "channels":
-            terms = [(1, Term(g.name, 1, (Axis(0, {g.name: 1}),))) for g in network.groups]
+            terms = [(g.width, Term(g.name, 1, (Axis(0, {g.name: 1}),))) for g in network.groups]
         case "macs":
             terms = [(1, term) for term in network.mac_terms]
         case "params":
@@ -94,12 +94,16 @@ def by_ratio(budget: str, candidates: Sequence[Candidate], ratio: float) -> Coun
 
     uniform   every group loses the same share
     global    channels compete over the network by score, each group's scores divided by their mean
-    auto      the channels go whose loss is smallest (needs the candidates' losses; without them: uniform)
+    auto      the channels go whose loss is smallest (needs the candidates' losses; those without them: uniform)
     """
     if budget not in BUDGETS:
         raise UnknownNameError("budget", budget, BUDGETS)
+    blind = [c for c in candidates if c.loss is None]
+    if budget == "auto" and 0 < len(blind) < len(candidates):
+        seen = [c for c in candidates if c.loss is not None]
+        return by_ratio(budget, seen, ratio) | by_ratio("uniform", blind, ratio)
     if budget == "auto" and all(c.loss is not None for c in candidates):
-        terms = [(1, Term(c.name, 1, (Axis(0, {c.name: 1}),))) for c in candidates]
+        terms = [(c.choices.width, Term(c.name, 1, (Axis(0, {c.name: 1}),))) for c in candidates]
         return _Descent(candidates, Resource({c.name: c.choices.size for c in candidates}, terms)).to(1 - ratio, exact=False)
     wanted = _global_counts(candidates, ratio) if budget == "global" else [c.choices.size * (1 - ratio) for c in candidates]
     kept = settle([c.choices for c in candidates], wanted)
@@ -136,11 +140,11 @@ def _global_counts(candidates: Sequence[Candidate], ratio: float) -> list[float]
     order = np.lexsort((np.concatenate(places), np.concatenate(scores)))
     room = np.array([c.choices.size - c.choices.counts[-1] for c in candidates])
     gone = np.zeros(len(candidates), np.int64)
-    left = round(ratio * len(owner))
+    left = round(ratio * sum(c.choices.size * c.choices.width for c in candidates))
     for i in owner[order]:
-        if left and gone[i] < room[i]:
+        if left >= candidates[i].choices.width and gone[i] < room[i]:
             gone[i] += 1
-            left -= 1
+            left -= candidates[i].choices.width
     return [float(c.choices.size - g) for c, g in zip(candidates, gone, strict=True)]
 
 

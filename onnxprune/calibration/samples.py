@@ -17,7 +17,8 @@ from onnxprune.calibration.fitting import fixed_batch
 from onnxprune.calibration.sources import InputSpec, Source, open_source, split
 from onnxprune.errors import DataError, ModelError
 from onnxprune.graph.load import ModelFile
-from onnxprune.graph.structure import Graph, prepare
+from onnxprune.graph.prepare import prepare
+from onnxprune.graph.structure import Graph
 
 # Ten batches at least, so that some can be kept from the fit to judge it.
 FEWEST_BATCHES = 10

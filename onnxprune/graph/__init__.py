@@ -2,6 +2,7 @@
 
 from onnxprune.graph.find import find
 from onnxprune.graph.load import ModelFile, load
-from onnxprune.graph.structure import Graph, prepare, trace
+from onnxprune.graph.prepare import prepare
+from onnxprune.graph.structure import Graph, trace
 
 __all__ = ["Graph", "ModelFile", "find", "load", "prepare", "trace"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from onnx import helper
 
-from onnxprune.graph.facts import FLOATS
+from onnxprune.graph.facts import WEIGHTS
 from onnxprune.graph.joints import resolve
 from onnxprune.graph.labels import Flow, components
 from onnxprune.graph.structure import Graph
@@ -19,6 +19,8 @@ from onnxprune.graph.surroundings import surroundings
 from onnxprune.graph.walk import walk
 from onnxprune.network import Axis, Bools, Group, Ints, Kind, Layer, Member, Network, Pin, Slot, Term
 
+# Of several kinds that a channel is, the first counts.
+KINDS: tuple[Kind, ...] = ("head", "expert", "recurrent", "head-width", "embedding", "neuron", "channel")
 UNREAD = "no layer reads these channels"
 ALONE = "all of it is one channel, which can only go as a whole"
 GIVEN_WAY = "another axis of the same split loses slices in place of this one"
@@ -41,9 +43,11 @@ def find(graph: Graph, *, inner: bool = False, through_norms: bool = False) -> N
     summed = np.zeros(count, bool)
     for labels in flow.summed:
         summed[channel[labels]] = True
-    layers = tuple(_grouped(flow, channel, joint_pins, surroundings(graph, layer)) for layer in flow.layers)
-    kinds = {int(c): kind for labels, kind in reversed(flow.kinds) for c in channel[labels]}
-    groups, loose, alone = _groups(slots, layers, joint_pins, summed, kinds, count)
+    layers = tuple(_grouped(flow, channel, joint_pins, surroundings(graph, layer, flow.quantised)) for layer in flow.layers)
+    marks = sorted(flow.kinds, key=lambda mark: KINDS.index(mark[1]), reverse=True)
+    kinds = {int(c): kind for labels, kind in marks for c in channel[labels]}
+    names = _names(graph, flow, layers)
+    groups, loose, alone = _groups(slots, names, layers, joint_pins, summed, kinds, count)
     given_way = _flags(merged[held & ~pinned], count) & ~_flags(merged[pinned], count)
     pins = _pins(flow, channel, slots, layers, {UNREAD: loose, ALONE: alone})
     return Network(
@@ -57,9 +61,11 @@ def find(graph: Graph, *, inner: bool = False, through_norms: bool = False) -> N
         tensor_channels={t: {a: channel[v] for a, v in axes.items()} for t, axes in flow.tensors.items()},
         shapes=graph.shapes,
         input_shapes=graph.inputs,
-        mac_terms=_mac_terms(layers, slots, groups, count),
+        mac_terms=_mac_terms(graph, layers, flow.work, slots, groups, count),
         parameter_terms=_parameter_terms(graph, slots, groups, count),
         element_bytes={name: helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for name, t in graph.parameters.items()},
+        quantised=flow.quantised,
+        measured=channel[np.concatenate([np.empty(0, np.int64), *flow.measured, *flow.summed])],
         new_bias_terms=_new_bias_terms(layers, {t: channel[v[1]] for t, v in flow.tensors.items() if 1 in v}, groups, count),
     )
 
@@ -83,14 +89,20 @@ def _pinned(flow: Flow, channel: Ints, count: int) -> Bools:
     return mask
 
 
+def _names(graph: Graph, flow: Flow, layers: Sequence[Layer]) -> dict[int, str]:
+    """node -> its name, of those that groups are named after: layers and recurrent nodes."""
+    return {node: graph.label(node) for node, _, _ in flow.work} | {layer.node: layer.name for layer in layers}
+
+
 def _groups(
-    slots: Sequence[Slot], layers: Sequence[Layer], pinned: Bools, summed: Bools, kinds: Mapping[int, Kind], count: int
-) -> tuple[tuple[Group, ...], Bools, Bools]:
+    slots: Sequence[Slot], names: Mapping[int, str], layers: Sequence[Layer], pinned: Bools, summed: Bools,
+    kinds: Mapping[int, Kind], count: int,
+) -> tuple[tuple[Group, ...], Bools, Bools]:  # fmt: skip
     """Free channels with the same members form a group.
 
     Also returns the free channels that nothing makes or nothing reads, and those without a second one of their kind.
     """
-    roles = {role: np.zeros(count, bool) for role in ("makes", "reads", "follows")}
+    roles = {role: np.zeros(count, bool) for role in ("makes", "reads", "follows", "scales")}
     present = np.zeros(count, bool)
     for slot in slots:
         roles[slot.role][slot.channels] = True
@@ -113,7 +125,7 @@ def _groups(
         if len(ids) == 1:
             alone[ids] = True
             continue
-        group = _group(np.array(ids, np.int64), slots, by_node, kinds, count)
+        group = _group(np.array(ids, np.int64), slots, names, by_node, kinds, count)
         name = _unique(group.name, groups)
         groups[name] = replace(group, name=name)
     return tuple(groups.values()), loose, alone
@@ -125,7 +137,10 @@ def _unique(name: str, taken: Container[str]) -> str:
     return next(numbered for i in itertools.count(2) if (numbered := f"{name}#{i}") not in taken)
 
 
-def _group(ids: Ints, slots: Sequence[Slot], by_node: dict[int, Layer], kinds: Mapping[int, Kind], count: int) -> Group:
+def _group(
+    ids: Ints, slots: Sequence[Slot], names: Mapping[int, str], by_node: Mapping[int, Layer], kinds: Mapping[int, Kind],
+    count: int,
+) -> Group:  # fmt: skip
     place = np.full(count, -1, np.int64)
     place[ids] = np.arange(len(ids))
     members, makers, readers = [], [], []
@@ -137,23 +152,24 @@ def _group(ids: Ints, slots: Sequence[Slot], by_node: dict[int, Layer], kinds: M
             continue
         order = hits[np.argsort(rows[hits], kind="stable")]
         members.append(Member(number, order.reshape(len(ids), -1)))
-        layer = by_node.get(slot.node)
+        name = names.get(slot.node, slot.parameter)
         first = first or (slot.parameter if slot.role == "makes" else "")
-        if layer and slot.role == "makes":
-            makers.append(layer.name)
-        if layer and slot.role == "reads":
-            readers.append(layer.name)
+        if slot.role == "makes":
+            makers.append(name)
+        if slot.role == "reads":
+            readers.append(name)
     ops = {by_node[slots[m.slot].node].op for m in members if slots[m.slot].node in by_node}
     spatial = any(op.startswith("Conv") for op in ops)
     kind = kinds.get(int(ids[0]), "channel" if spatial else "neuron")
     return Group(
-        makers[0] if makers else first,
+        next((m for m in makers if m in names.values()), first),
         kind,
         ids,
         tuple(members),
         tuple(dict.fromkeys(makers)),
         tuple(dict.fromkeys(readers)),
         spatial,
+        max((m.positions.shape[1] for m in members if slots[m.slot].role == "makes"), default=1),
     )
 
 
@@ -193,15 +209,21 @@ def _member_of(groups: Sequence[Group], count: int) -> Ints:
     return found
 
 
-def _mac_terms(layers: Sequence[Layer], slots: Sequence[Slot], groups: Sequence[Group], count: int) -> tuple[Term, ...]:
+def _mac_terms(
+    graph: Graph, layers: Sequence[Layer], work: Sequence[tuple[int, int, int]], slots: Sequence[Slot],
+    groups: Sequence[Group], count: int,
+) -> tuple[Term, ...]:  # fmt: skip
+    """Of every layer, and of the weights that recurrent nodes hold besides."""
     member_of = _member_of(groups, count)
     terms = []
-    for layer in layers:
-        axes = {
-            s.axis: _axis(s.channels, groups, member_of) for s in slots if s.node == layer.node and s.parameter == layer.weight
-        }
-        sizes = prod(layer.weight_shape[a] for a in axes)
-        terms.append(Term(layer.name, layer.macs // sizes, tuple(axes.values())))
+    products = [(layer.name, layer.node, layer.weight, layer.macs) for layer in layers]
+    for node, position, macs in work:
+        stored = graph.stored(graph.input(node, position))
+        products.append((graph.label(node), node, stored.parameter if stored else "", macs))
+    for name, node, weight, macs in products:
+        axes = {s.axis: s.channels for s in slots if s.node == node and s.parameter == weight}
+        sizes = prod(len(channels) for channels in axes.values())
+        terms.append(Term(name, macs // sizes, tuple(_axis(channels, groups, member_of) for channels in axes.values())))
     return tuple(terms)
 
 
@@ -219,7 +241,7 @@ def _parameter_terms(graph: Graph, slots: Sequence[Slot], groups: Sequence[Group
         axes.setdefault(slot.parameter, {}).setdefault(slot.axis, _axis(slot.channels, groups, member_of))
     terms = []
     for name, tensor in graph.parameters.items():
-        if tensor.data_type not in FLOATS:
+        if tensor.data_type not in WEIGHTS:
             continue
         own: dict[int, Any] = axes.get(name, {})
         rest = prod(n for a, n in enumerate(tensor.dims) if a not in own)

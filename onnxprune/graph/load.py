@@ -16,6 +16,8 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnxprune.errors import ModelError
 from onnxprune.graph import surgeon
 from onnxprune.graph.external import read_external, tensors
+from onnxprune.graph.inline import inline
+from onnxprune.graph.unfuse import unfuse
 
 # Above this a protobuf cannot be serialised (2 GiB) and the checker cannot be asked.
 SERIALISABLE = 1_900_000_000
@@ -61,8 +63,19 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> ModelFile:
         digest, size = _digest(files)
     if not model.graph.node:
         raise ModelError(f"{path or 'the model'} holds no nodes", "give a file that an ONNX exporter wrote")
-    notes = _check(model, str(path or "the model"))
+    notes = [*_dissolve(model), *_check(model, str(path or "the model"))]
     return ModelFile(model, path, digest, size, external, tuple(notes))
+
+
+def _dissolve(model: onnx.ModelProto) -> list[str]:
+    """Nodes that stand for several become those: what is inside can be followed then."""
+    functions, fused = inline(model), unfuse(model)
+    notes = []
+    if functions:
+        notes.append(f"{functions} functions of the model were replaced by the nodes inside them")
+    if fused:
+        notes.append(f"{fused} nodes that ONNX Runtime had fused were written as their parts; it fuses them again on loading")
+    return notes
 
 
 def _parse(path: Path) -> onnx.ModelProto:

@@ -48,10 +48,26 @@ def follow(flow: Flow, index: int) -> bool:
         if moved is not None:
             flow.sizes[node.output[0]] = moved
             return True
+    if node.op_type == "Mul" and len(carrying) == 1 and _multiplied(flow, index, carrying[0]):
+        return True
     for position in carrying:
         if STATE.get(node.op_type) != position:
             pin_counts(flow, node.input[position], f"{flow.graph.label(index)!r} computes with the size of these channels")
     return False
+
+
+def _multiplied(flow: Flow, index: int, position: int) -> bool:
+    """Channels counted several times (key/value heads * repeats) are as many positions of the same channels in a row."""
+    graph, node = flow.graph, flow.graph.nodes[index]
+    factor = graph.values.get(node.input[1 - position]) if node.input[1 - position] in graph.constants else None
+    if factor is None or factor.size != 1 or factor.dtype.kind != "i" or factor.reshape(-1)[0] < 1:
+        return False
+    counts = flow.sizes[node.input[position]].copy()
+    for entry in np.flatnonzero(counts.reshape(-1) >= 0):
+        flow.counted.append(np.repeat(flow.counted[counts.reshape(-1)[entry]], int(factor.reshape(-1)[0])))
+        counts.reshape(-1)[entry] = len(flow.counted) - 1
+    flow.sizes[node.output[0]] = counts.reshape(graph.shapes[node.output[0]])
+    return True
 
 
 def _moved(flow: Flow, index: int) -> Ints | None:
@@ -88,18 +104,21 @@ def settle(flow: Flow, index: int, position: int, stated: Mapping[int, int], fou
     """Input `position` states lengths of the output: entry stated[axis] that of `axis`.
 
     An axis keeps its labels in `found` if that entry can be stated anew (it is stored), or counts channels: these are tied to
-    them, so that the number stays right. The labels of other axes are pinned, and so are channels whose count is stated for
-    an axis without labels.
+    them, so that the number stays right. One axis more may be left for Reshape to infer. The labels of other axes are pinned,
+    and so are channels whose count is stated for an axis without labels.
     """
     tensor = flow.graph.input(index, position)
     counts = flow.sizes.get(tensor)
+    inferred = None
     for axis, entry in stated.items():
         counted = flow.counted[counts[entry]] if counts is not None and counts[entry] >= 0 else None
         labels = found.get(axis)
         if counted is not None and labels is not None and len(counted) == len(labels):
             flow.tie(counted, labels)
             continue
-        if labels is not None and place(flow.graph, index, position, entry) is None:
+        if labels is not None and inferred is None and _inferable(flow.graph, index, entry):
+            inferred = axis
+        elif labels is not None and place(flow.graph, index, position, entry) is None:
             flow.pin(found.pop(axis), tensor, f"{flow.graph.label(index)!r} takes the number of these channels from the graph")
         if counted is not None:
             flow.pin(counted, tensor, f"{flow.graph.label(index)!r} uses the size of these channels for something else")
@@ -110,13 +129,44 @@ def place(graph: Graph, index: int, position: int, entry: int) -> tuple[int, int
     name = graph.input(index, position)
     if name in graph.constants:
         return (index, position, entry) if name in graph.values else None
+    part = _part(graph, index, position, entry)
+    return None if part is None else place(graph, *part)
+
+
+def _inferable(graph: Graph, index: int, entry: int) -> bool:
+    """Whether a Reshape may find this entry out by itself (-1): it is computed (batch * heads), and no other is -1."""
+    value = graph.values.get(graph.input(index, 1))
+    if graph.nodes[index].op_type != "Reshape" or value is None or (value == -1).any():
+        return False
+    found = _part(graph, index, 1, entry)
+    if found is None or graph.shapes[graph.input(found[0], found[1])] != (1,):
+        return False
+    return not _read(graph, found[0], found[1])
+
+
+def _read(graph: Graph, index: int, position: int) -> bool:
+    """Whether a size is read from a tensor and only moved about: then it is right by itself."""
+    name = graph.input(index, position)
+    while name in graph.producer:
+        node = graph.nodes[graph.producer[name]]
+        if node.op_type == "Shape":
+            return True
+        if node.op_type not in MOVE:
+            return False
+        name = node.input[0]
+    return False
+
+
+def _part(graph: Graph, index: int, position: int, entry: int) -> tuple[int, int, int] | None:
+    """(Concat, input, entry in it) behind an entry of an input that a Concat of its own makes."""
+    name = graph.input(index, position)
     producer = graph.producer.get(name)
-    if producer is None or graph.nodes[producer].op_type != "Concat" or graph.sole_user(name) is None:
+    if name in graph.constants or producer is None or graph.nodes[producer].op_type != "Concat" or graph.sole_user(name) is None:
         return None
     for part, source in enumerate(graph.nodes[producer].input):
         length = int(np.prod(graph.shapes[source]))
         if entry < length:
-            return place(graph, producer, part, entry)
+            return producer, part, entry
         entry -= length
     return None
 
@@ -126,6 +176,8 @@ def restate(edit: Resizer, index: int, position: int, wanted: Mapping[int, int])
     changed: dict[tuple[int, int], NDArray[Any]] = {}
     for entry, number in wanted.items():
         found = place(edit.graph, index, position, entry)
+        if found is None and _inferable(edit.graph, index, entry):
+            found, number = _part(edit.graph, index, position, entry), -1
         if found is None:
             continue
         node, at, offset = found

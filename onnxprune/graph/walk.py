@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import onnxprune.graph.rules  # noqa: F401  (registers every operator)
 from onnxprune.graph import sizes
-from onnxprune.graph.labels import Flow, operator
+from onnxprune.graph.labels import Flow, LabelledSlot, operator
 from onnxprune.graph.structure import Graph
+from onnxprune.network import Ints
 
 
 def walk(graph: Graph, *, through_norms: bool = False) -> Flow:
@@ -16,6 +17,7 @@ def walk(graph: Graph, *, through_norms: bool = False) -> Flow:
             continue
         if not sizes.follow(flow, index):
             _apply(flow, index)
+    _share(flow)
     for name in graph.captured:
         flow.pin_all(name, "read inside a subgraph")
         sizes.pin_counts(flow, name, "read inside a subgraph")
@@ -29,10 +31,38 @@ def _apply(flow: Flow, index: int) -> None:
     graph, node = flow.graph, flow.graph.nodes[index]
     found = operator(node.domain, node.op_type)
     missing = [n for n in node.input if n and n not in graph.shapes]
-    if found is not None and not missing and all(o in graph.shapes for o in node.output[:1]):
+    if found is not None and not missing and (found.blind or all(o in graph.shapes for o in node.output[:1] if o)):
         found.flow(flow, index)
         return
     unknown = [*missing, *node.output[:1], "it"][0]
     why = f"operator {node.op_type} has no rule" if found is None else f"the shape of {unknown!r} is not known"
     for name in node.input:
         flow.pin_all(name, f"{why} (node {graph.label(index)!r})")
+
+
+def _share(flow: Flow) -> None:
+    """Weights that several layers read (siamese branches, ALBERT's layers) stay one: their readers lose the same channels.
+
+    Not so what only follows: exporters merge equal biases by accident, and a copy of one costs nothing. Unless they read it
+    through one DequantizeLinear.
+    """
+    graph = flow.graph
+    axes: dict[tuple[str, int], dict[tuple[int, int], Ints]] = {}
+    for slot in flow.slots:
+        if slot.role in ("makes", "reads") or _behind_one(graph, slot):
+            axes.setdefault((slot.parameter, slot.axis), {})[slot.node, slot.input] = slot.labels
+    for (parameter, _), found in axes.items():
+        users = graph.end_users(parameter)
+        if len(users) < 2:
+            continue
+        first = next(iter(found.values()))
+        for labels in found.values():
+            flow.tie(first, labels)
+        for user in [u for u in users if u not in found]:
+            flow.pin(first, parameter, f"{graph.label(user[0])!r} shares this weight and needs all of it")
+
+
+def _behind_one(graph: Graph, slot: LabelledSlot) -> bool:
+    """Whether the node reads the parameter through a DequantizeLinear that others read too."""
+    node, position = graph.place(slot.node, slot.input, slot.parameter)
+    return (node, position) != (slot.node, slot.input) and len(graph.end_users(graph.nodes[node].output[0])) > 1

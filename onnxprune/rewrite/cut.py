@@ -29,7 +29,7 @@ class Cut:
     """A model with channels removed.
 
     removed   original parameter ('name@node' where users of a shared one keep different positions) -> axis -> positions that went
-    renamed   (node, input) -> name of the parameter it reads now, where that is a clone
+    renamed   (node, input) as in Graph.place -> name of the parameter it reads now, where that is a clone
     """
 
     model: onnx.ModelProto = field(repr=False)
@@ -53,7 +53,8 @@ def cut(graph: Graph, network: Network, alive: Bools) -> Cut:
     edit = _Edit(graph, network, alive, model, parameters)
     for index, node in enumerate(graph.nodes):
         found = operator(node.domain, node.op_type)
-        if found is not None and found.resize is not None and node.output[0] not in graph.constants:
+        known = all(name in graph.shapes for name in [*node.input, *node.output[:1]] if name)
+        if found is not None and found.resize is not None and known and node.output[0] not in graph.constants:
             found.resize(edit, index)
     _rescale_norms(graph, network, alive, edit, renamed, removed)
     _restate_constant_reshapes(graph, plan, removed, edit)
@@ -134,6 +135,7 @@ def _cut_parameter(
     for (node, position), kept in users.items():
         if not kept:
             continue
+        node, position = graph.place(node, position, name)
         key = node, _signature(kept)
         if key not in clones:
             clones[key] = free_name(f"{name}@{graph.label(node)}", {*parameters, *graph.producer, *graph.inputs})
@@ -160,7 +162,7 @@ def _take(graph: Graph, name: str, kept: Kept) -> NDArray[Any]:
 
 
 def as_read(graph: Graph, tensor: str, parameter: str, value: NDArray[Any]) -> NDArray[Any]:
-    """The clone stands where its user reads, behind any Transpose or Unsqueeze: bring it into that order of axes."""
+    """The clone stands where its user reads, behind any Transpose, Unsqueeze or Cast: bring it into that form."""
     stored = graph.stored(tensor)
     if tensor == parameter or stored is None:
         return value
@@ -168,14 +170,14 @@ def as_read(graph: Graph, tensor: str, parameter: str, value: NDArray[Any]) -> N
     rest = [a for a in range(value.ndim) if a not in order]
     moved = value.transpose([*order, *rest])
     shape = [1 if a is None else value.shape[a] for a in stored.axes]
-    return moved.reshape(shape)
+    return moved.reshape(shape).astype(helper.tensor_dtype_to_np_dtype(graph.types[tensor]))
 
 
 def replace_numbers(target: onnx.TensorProto, original: onnx.TensorProto, value: NDArray[Any]) -> None:
     """Other numbers; the name, the doc string and the metadata stay those of `original`."""
     doc = original.doc_string
     metadata = [onnx.StringStringEntryProto.FromString(e.SerializeToString()) for e in original.metadata_props]
-    target.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), original.name))
+    target.CopyFrom(numpy_helper.from_array(np.asarray(value, order="C"), original.name))
     if doc:
         target.doc_string = doc
     target.metadata_props.extend(metadata)
@@ -220,7 +222,10 @@ class _Edit:
 
     def set_input(self, node: int, position: int, value: NDArray[Any]) -> None:
         """In place where this node alone reads a stored value, else a new initializer: others may need the old one."""
-        name = self.graph.nodes[node].input[position]
+        inputs = self._model.graph.node[node].input
+        if position == len(inputs):
+            inputs.append("")
+        name = self.graph.input(node, position) or f"{self.graph.label(node)}.sizes"
         if name in self.graph.parameters and len(self.graph.users[name]) == 1 and not self.graph.exposed(name):
             kind = helper.tensor_dtype_to_np_dtype(self._parameters[name].data_type)
             replace_numbers(self._parameters[name], self.graph.parameters[name], value.astype(kind))
@@ -228,7 +233,7 @@ class _Edit:
         new = free_name(f"{name}@{self.graph.label(node)}", {*self._parameters, *self.graph.producer, *self.graph.inputs})
         tensor = numpy_helper.from_array(value.astype(np.int64), new)
         self._parameters[new] = surgeon.add_initializer(self._model, tensor)
-        self._model.graph.node[node].input[position] = new
+        inputs[position] = new
 
     def reads(self, node: int, position: int) -> str:
         """Name of an input in the cut model."""
@@ -236,11 +241,16 @@ class _Edit:
 
     def set_attribute(self, node: int, name: str, value: Any) -> None:
         target = self._model.graph.node[node]
-        for attribute in target.attribute:
+        for number, attribute in enumerate(target.attribute):
+            if attribute.name == name and value is None:
+                del target.attribute[number]
+                return
             if attribute.name == name:
                 doc = attribute.doc_string
                 attribute.CopyFrom(helper.make_attribute(name, value, doc_string=doc or None))
                 return
+        if value is None:
+            return
         target.attribute.append(helper.make_attribute(name, value))
 
     def multiply(self, name: str, factor: float, places: Sequence[Place]) -> str:

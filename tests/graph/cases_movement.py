@@ -232,16 +232,6 @@ simple(
 )
 simple("slice_positions_9", [node("Slice", "a", "b", starts=[1], ends=[7], axes=[3])], opset=9)
 simple(
-    "slice_channels",
-    [node("Slice", "a s e ax", "b")],
-    {"s": ints(0), "e": ints(4), "ax": ints(1)},
-    {},
-    (("a", "slice"),),
-    reads=4,
-)
-simple("unknown_operator", [node("SpaceToDepth", "a", "b", blocksize=2)], {}, {}, (("a", "SpaceToDepth has no rule"),), reads=24)
-simple("custom_operator_between", [node("CumSum", "a one", "b")], {"one": np.array(1)}, {}, (("a", "CumSum has no rule"),))
-simple(
     "flatten_channels_last",
     [node("Transpose", "a", "t", perm=[0, 2, 3, 1]), node("Flatten", "t", "b")],
     reads=96,

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph.find import find
 from onnxprune.graph.load import load
-from onnxprune.graph.structure import prepare
+from onnxprune.graph.prepare import prepare
 from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.finish import finish
 from onnxprune.rewrite.prove import check_valid

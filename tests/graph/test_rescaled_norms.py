@@ -8,7 +8,7 @@ import pytest
 from onnx import helper
 
 from onnxprune.graph.find import find
-from onnxprune.graph.structure import prepare
+from onnxprune.graph.prepare import prepare
 from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.mask import masked_twin
 from tests.graph.cases import ints

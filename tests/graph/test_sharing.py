@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.graph.find import find
-from onnxprune.graph.structure import prepare
+from onnxprune.graph.prepare import prepare
 from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.finish import finish
 from onnxprune.rewrite.prove import check_valid, prove
@@ -68,8 +68,20 @@ def test_the_original_of_clones_leaves_with_the_clean_up():
     assert {e.key: e.value for e in made.model.metadata_props} == {"made": "by us"}
 
 
-def test_one_weight_in_two_layers_is_cut_apart():
-    check_all(two_towers(W, "w b", "w b"))
+def test_one_weight_in_two_layers_loses_the_same_channels_for_both():
+    model = two_towers(W, "w b", "w b")
+    check_all(model)
+    _, network, made = pruned(model)
+    assert [g.makers for g in network.groups] == [("left", "right")]
+    assert made.renamed == {}
+
+
+def test_a_weight_that_another_node_needs_whole_stays_whole():
+    model = two_towers(W2, "w b", "u")
+    model.graph.node.append(node("ReduceSum", "w", "z", name="sum", keepdims=0))
+    model.graph.node.append(node("Add", "y1 z", "y3"))
+    with_output(model, "y3", ["N", 4, 4, 4])
+    check_all(model)
 
 
 def test_a_siamese_net_with_one_weight_throughout():
@@ -80,12 +92,12 @@ def test_a_siamese_net_with_one_weight_throughout():
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_only_one_user_is_cut(share):
-    graph, network, _ = pruned(two_towers(W, "w b", "w b"))
+    graph, network, _ = pruned(two_towers(W2, "w b", "u b"))
     left = network.groups[0].name
     made = cut(graph, network, network.alive({left: np.arange(3)}))
     check(graph.model, made)
-    assert list(made.removed) == ["w@left", "b@left", "v1"]
-    assert np.array_equal(arrays(made.model)["w"], W["w"])
+    assert list(made.removed) == ["w", "b@left", "v1"]
+    assert np.array_equal(arrays(made.model)["b"], W["b"])
 
 
 @pytest.mark.parametrize("names", [("", ""), ("a2", "right"), ("x", "w"), ("a/b:0", "größe/卷积")])

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune.errors import ModelError
 from onnxprune.graph import surgeon
 from onnxprune.graph.load import load
-from onnxprune.graph.structure import prepare
+from onnxprune.graph.prepare import prepare
 from tests.graph.nets import arrays, feeds, net, node, run, session, values
 
 

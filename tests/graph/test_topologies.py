@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from onnxprune.graph.find import find
 from onnxprune.graph.load import load
-from onnxprune.graph.structure import prepare
+from onnxprune.graph.prepare import prepare
 from onnxprune.rewrite.cut import cut
 from tests.graph.nets import check, feeds, half, run
 

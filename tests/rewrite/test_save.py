@@ -105,13 +105,19 @@ def test_constants_without_names_go_outside_apart(tmp_path):
 
 
 def test_clones_lie_where_their_original_lay(tmp_path):
-    nodes = [node("Conv", "x w1 b1", "l"), node("Conv", "l w2", "y1"), node("Conv", "x w1 b1", "r"), node("Conv", "r w3", "y2")]
-    weights = {"w1": values(6, 3, 1, 1), "b1": values(6), "w2": values(4, 6, 1, 1), "w3": values(4, 6, 1, 1, seed=1)}
+    nodes = [node("Conv", "x w1 b1", "l"), node("Conv", "l w2", "y1"), node("Conv", "x w4 b1", "r"), node("Conv", "r w3", "y2")]
+    weights = {
+        "w1": values(6, 3, 1, 1),
+        "w4": values(6, 3, 1, 1, seed=2),
+        "b1": values(6),
+        "w2": values(4, 6, 1, 1),
+        "w3": values(4, 6, 1, 1, seed=1),
+    }
     made = net(nodes, weights, {"x": ["N", 3, 4, 4]}, ["y1", "y2"])
     small = pruned(made)[2].model
     clones = [t.name for t in small.graph.initializer if "@" in t.name]
     assert clones
-    save(small, tmp_path / "m.onnx", dict.fromkeys(("w1", "b1"), "d"))
+    save(small, tmp_path / "m.onnx", dict.fromkeys(("w1", "w4", "b1"), "d"))
     held = onnx.load(tmp_path / "m.onnx", load_external_data=False)
     outside = {t.name for t in held.graph.initializer if t.external_data}
     assert outside >= set(clones)

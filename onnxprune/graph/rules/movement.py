@@ -1,6 +1,8 @@
-"""Operators that only move data: Concat, Pad, Slice. Labels move with it."""
+"""Operators that put tensors together or around: Concat and Pad; and what reads sizes. Labels move with the data."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,22 +22,22 @@ def size(flow: Flow, index: int) -> None:
     flow.pin_all(name, f"{flow.graph.label(index)!r} computes with the size of these channels")
 
 
-@rule("ConstantOfShape", "Range", note="carry no channels")
-def filled(flow: Flow, index: int) -> None:
-    """Nothing to say: channel counts that come in were pinned on the way."""
-
-
 @rule("Concat")
 def concat(flow: Flow, index: int) -> None:
+    join(flow, index, [position for position, name in enumerate(flow.graph.nodes[index].input) if name])
+
+
+def join(flow: Flow, index: int, positions: Sequence[int]) -> None:
+    """Concat of the inputs at these positions."""
     graph = flow.graph
     node = graph.nodes[index]
     rank = len(graph.shapes[node.output[0]])
     along = graph.attribute(index, "axis", 1) % rank
     found: dict[int, Ints] = {}
     for axis in range(rank):
-        if not any(axis in flow.labels(n) for n in node.input):
+        if not any(axis in flow.labels(node.input[position]) for position in positions):
             continue
-        parts = [_concat_part(flow, index, position, axis) for position, name in enumerate(node.input) if name]
+        parts = [_concat_part(flow, index, position, axis) for position in positions]
         if axis == along:
             found[axis] = np.concatenate(parts)
         else:
@@ -126,29 +128,3 @@ def pad(flow: Flow, index: int) -> None:
         before, after = amounts[0][axis], amounts[1][axis]
         found[axis] = np.concatenate([flow.fresh(before), values, flow.fresh(after)]) if before or after else values
     flow.give(node.output[0], found)
-
-
-@rule("Slice", note="along axes without channels; along channels: pinned")
-def slice_(flow: Flow, index: int) -> None:
-    graph = flow.graph
-    node = graph.nodes[index]
-    before, after = graph.shapes[node.input[0]], graph.shapes[node.output[0]]
-    found: dict[int, Ints] = {}
-    sliced = _sliced_axes(flow, index, len(before))
-    for axis, labels in flow.labels(node.input[0]).items():
-        if sliced is None or axis in sliced or before[axis] != after[axis]:
-            flow.pin(labels, node.input[0], f"{graph.label(index)!r} takes a slice of these channels")
-        else:
-            found[axis] = labels
-    flow.give(node.output[0], found)
-
-
-def _sliced_axes(flow: Flow, index: int, rank: int) -> set[int] | None:
-    graph = flow.graph
-    axes = graph.attribute(index, "axes")
-    name = graph.input(index, 3)
-    if name:
-        if name not in graph.values:
-            return None
-        axes = graph.values[name].tolist()
-    return set(range(rank)) if axes is None else {int(a) % rank for a in axes}

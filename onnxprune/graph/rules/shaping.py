@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from math import prod
 
+import numpy as np
+
 from onnxprune.graph import sizes
 from onnxprune.graph.labels import Flow, Resizer, rule
 from onnxprune.network import Ints
@@ -70,6 +72,32 @@ def _laid_out(flow: Flow, index: int) -> dict[int, Ints]:
         spread = flow.split(whole.reshape([after[a] for a in outs]))
         found |= {axis: own for axis, own in zip(outs, spread, strict=True) if own is not None}
     return found
+
+
+@rule("DepthToSpace", note="the pixels of a block stay, channels go")
+def depth_to_space(flow: Flow, index: int) -> None:
+    graph = flow.graph
+    node = graph.nodes[index]
+    found = dict(flow.labels(node.input[0]))
+    pixels = graph.attribute(index, "blocksize") ** 2
+    if 1 in found:
+        inner = graph.attribute(index, "mode", "DCR") == "DCR"
+        block, channels = flow.split(found[1].reshape(pixels, -1) if inner else found[1].reshape(-1, pixels).T)
+        if block is not None:
+            flow.pin(block, node.input[0], f"{graph.label(index)!r} makes pixels of these channels")
+        found = {a: own for a, own in found.items() if a == 0} | ({} if channels is None else {1: channels})
+    flow.give(node.output[0], found)
+
+
+@rule("SpaceToDepth", note="every pixel of a block follows its channel")
+def space_to_depth(flow: Flow, index: int) -> None:
+    graph = flow.graph
+    node = graph.nodes[index]
+    labels = flow.labels(node.input[0])
+    found = {a: own for a, own in labels.items() if a == 0}
+    if 1 in labels:
+        found[1] = np.tile(labels[1], graph.attribute(index, "blocksize") ** 2)
+    flow.give(node.output[0], found)
 
 
 def blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:

@@ -173,7 +173,7 @@ def test_interrupted_after_saving(place):
 
 def test_a_proof_that_fails_leaves_nothing(place, run, monkeypatch):
     """Our own bug: exit code 4, and the wrong model never reaches the disk."""
-    monkeypatch.setattr("onnxprune.rewrite.prove._difference", lambda *values: 0.5)
+    monkeypatch.setattr("onnxprune.rewrite.prove._difference", lambda *values, **options: 0.5)
     before = contents(place)
     result = run(*USUAL)
     assert result.exit_code == 4

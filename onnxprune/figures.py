@@ -77,7 +77,11 @@ class LatencyFigures(TypedDict):
 
 
 class Report(TypedDict):
-    """What `--json` writes. `removed`: parameter of the original -> axis -> positions that went, in the original's numbering."""
+    """What `--json` writes. `removed`: parameter of the original -> axis -> positions that went, in the original's numbering.
+
+    `removed_by_block`: the same for axes along which the groups of a convolution lost different positions: one list per group.
+    Those that stay of such channels may stand in another order than in the original.
+    """
 
     schema: int
     tool: dict[str, str]
@@ -90,6 +94,7 @@ class Report(TypedDict):
     pruned: ModelFigures
     groups: list[GroupFigures]
     removed: dict[str, dict[str, list[int]]]
+    removed_by_block: dict[str, dict[str, list[list[int]]]]
     pinned: list[PinFigures]
     repair: dict[str, Any]
     alignment: dict[str, Any]

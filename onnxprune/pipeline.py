@@ -2,6 +2,7 @@
 
 file    = load(model)                      find:   read it, refuse what is not ONNX
 network = find(prepare(file.model))                layers, groups of channels, pins
+arrange(...)                                       what goes together in grouped convolutions goes by rank, not by position
 facts   = gather(..., calibration)         see:    one pass over sample inputs
 counts  = by_ratio(...) or by_target(...)  decide: how many channels every group keeps, and which
 cut     = cut(graph, network, alive)       do:     smaller tensors
@@ -34,13 +35,14 @@ from onnxprune.contract import ChannelPlan, Method
 from onnxprune.devices import Device, choose_device
 from onnxprune.errors import ModelError, NothingToPruneError, UsageError
 from onnxprune.figures import SCHEMA, LatencyFigures, Report
-from onnxprune.graph import Graph, ModelFile, find, load, prepare
+from onnxprune.graph import Graph, ModelFile, find, load, prepare, trace
 from onnxprune.methods import create
-from onnxprune.network import Bools, Network
+from onnxprune.network import Bools, Group, Network
 from onnxprune.request import Request
+from onnxprune.rewrite.arrange import Orders, arrange, original_positions
 from onnxprune.rewrite.cut import Cut, cut
 from onnxprune.rewrite.finish import finish, reweigh
-from onnxprune.rewrite.prove import check_valid, prove
+from onnxprune.rewrite.prove import check_valid, outputs, prove, prove_arranged
 from onnxprune.rewrite.save import check_target, save
 from onnxprune.runtime import Session
 from onnxprune.validation.accuracy import AccuracyMeter, as_labels
@@ -187,6 +189,7 @@ class _Job:
     device: Device
     progress: Progress
     clock: _Clock
+    orders: dict[str, Orders] = field(default_factory=dict)
 
     def run(self, labels: Any, latency: bool) -> PruneResult:
         method = create(self.request.method, **self.request.options)
@@ -217,6 +220,7 @@ class _Job:
         request = self.request
         groups = decide.select(self.network, method, request.only, request.skip)
         self._check_weights()
+        groups = self._arrange(groups)
         evidence = decide.gather(
             self.graph, self.network, groups, method, self.samples.calibration, weigh=request.budget == "auto",
             batch=self.samples.batch(request.batch), device=self.device, seed=request.seed, progress=self.progress,
@@ -224,6 +228,18 @@ class _Job:
         return decide.judge(
             self.graph, self.network, groups, method, evidence, align=request.align, seed=request.seed, device=self.device
         )
+
+    def _arrange(self, groups: Sequence[Group]) -> list[Group]:
+        """Channels of grouped convolutions change places, so that each block loses what it can spare; proven at once."""
+        scores = decide.cell_scores(self.graph, self.network, groups, self.device)
+        if scores:
+            batches = list(self.samples.few(PROOF_BATCH))
+            expected = outputs(self.graph.model, batches, self.device)
+            self.orders = arrange(self.graph, self.network, scores)
+            self.graph = trace(self.graph.model, self.graph.inputs)
+            self.network = find(self.graph)
+            prove_arranged(self.graph, expected, batches, self.device)
+        return [self.network.group[group.name] for group in groups]
 
     def _check_weights(self) -> None:
         for layer in self.network.layers:
@@ -312,6 +328,7 @@ class _Job:
         mode = "none" if request.repair_kind == "none" else "sequential" if request.sequential is not False else "parallel"
         figures = account.model_figures(None, pruned, find(pruned))
         figures["bytes"] = made.model.ByteSize()
+        removed, by_block = original_positions(made.removed, self.orders)
         return Report(
             schema=SCHEMA,
             tool={"name": "onnxprune", "version": __version__},
@@ -323,7 +340,8 @@ class _Job:
             original=account.model_figures(self.file, self.graph, self.network),
             pruned=figures,
             groups=account.group_figures(self.network, counts),
-            removed=made.removed,
+            removed=removed,
+            removed_by_block=by_block,
             pinned=account.pin_figures(self.network),
             repair=account.repair_figures(request.repair_kind, mode, done, left, self.samples.calibration.count),
             alignment=account.alignment_figures(request.align, [d.candidate.choices for d in decisions], counts, request.ratio),

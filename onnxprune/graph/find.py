@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from onnx import helper
 
+from onnxprune.graph.cells import with_cells
 from onnxprune.graph.facts import FLOATS
 from onnxprune.graph.joints import resolve
 from onnxprune.graph.labels import Flow, components
@@ -27,7 +28,7 @@ def find(graph: Graph, *, inner: bool = False) -> Network:
     """Layers, groups, pins and costs of a traced model. `inner`: of split channels prefer the inner part (widths to heads)."""
     flow = walk(graph)
     count, channel = flow.components()
-    free, held = resolve(flow, channel, _pinned(flow, channel, count), inner=inner)
+    free, held, chosen = resolve(flow, channel, _pinned(flow, channel, count), inner=inner)
     count, merged = components(count, free)
     channel = merged[channel]
     joint_pins = np.zeros(count, bool)
@@ -40,6 +41,7 @@ def find(graph: Graph, *, inner: bool = False) -> Network:
     marks = sorted(flow.kinds, key=lambda mark: KINDS.index(mark[1]), reverse=True)
     kinds = {int(c): kind for labels, kind in marks for c in channel[labels]}
     groups, loose = _groups(slots, layers, joint_pins, summed, kinds, count)
+    groups = with_cells(flow, chosen, channel, groups, slots, layers)
     return Network(
         layers=layers,
         groups=groups,

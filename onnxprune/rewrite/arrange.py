@@ -1,0 +1,110 @@
+"""Let the blocks of grouped convolutions and shuffles lose different positions: channels change places, the function stays.
+
+The cut takes the same position from every block. So before it, the channels of each block are put in order of their scores: then
+position i holds the i-th best of every block, and what goes together is what every block can spare, wherever it lay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from onnxprune.graph import surgeon
+from onnxprune.graph.structure import Graph
+from onnxprune.network import Ints, Network
+from onnxprune.rewrite.cut import as_read, free_name, replace_numbers
+
+# axis -> which old position every new one holds; (blocks, length) where each block of a grouped convolution has its own order
+Orders = dict[int, Ints]
+Scores = Mapping[str, Sequence[NDArray[np.float64]]]
+Removed = dict[str, dict[str, list[int]]]
+RemovedByBlock = dict[str, dict[str, list[list[int]]]]
+
+
+def arrange(graph: Graph, network: Network, scores: Scores) -> dict[str, Orders]:
+    """Put the channels of every cell in order of their scores, in the weights of `graph.model`, in place.
+
+    scores    group -> for each of its cells the scores of its channels, larger is more important
+    returns   parameter -> where everything came from; empty where all was in order. The graph has to be traced again: users of
+              a shared parameter that now want it in different orders have clones, 'name@node'.
+    """
+    moves = _moves(network, scores)
+    found: dict[str, Orders] = {}
+    taken = {*graph.parameters, *graph.producer, *graph.inputs}
+    for name in dict.fromkeys(s.parameter for s in network.slots if (s.node, s.input) in moves):
+        users = {user: moves.get(user, {}) for user in graph.end_users(name)}
+        if len({_signature(orders) for orders in users.values()}) == 1 and not graph.exposed(name):
+            found[name] = next(iter(users.values()))
+            replace_numbers(graph.parameters[name], graph.parameters[name], _moved(graph.array(name), found[name]))
+            continue
+        for (node, position), orders in users.items():
+            if orders:
+                own = free_name(f"{name}@{graph.label(node)}", taken)
+                value = as_read(graph, graph.input(node, position), name, _moved(graph.array(name), orders))
+                surgeon.add_initializer(graph.model, numpy_helper.from_array(np.ascontiguousarray(value), own))
+                graph.model.graph.node[node].input[position] = own
+                found[own] = orders
+                taken.add(own)
+    return found
+
+
+def _moves(network: Network, scores: Scores) -> dict[tuple[int, int], Orders]:
+    """(node, input) -> the order in which it has to find its positions; only what changes."""
+    found: dict[tuple[int, int], Orders] = {}
+    for group in network.groups:
+        for cell, ranked in zip(group.cells, scores.get(group.name, ()), strict=False):
+            order = np.argsort(-ranked, kind="stable")
+            if bool((order == np.arange(len(order))).all()):
+                continue
+            for member in cell.members:
+                slot = network.slots[member.slot]
+                own = found.setdefault((slot.node, slot.input), {})
+                still = np.arange(len(slot.channels))
+                if member.block is None:
+                    own.setdefault(slot.axis, still)[member.positions] = member.positions[order]
+                else:
+                    block, of = member.block
+                    own.setdefault(slot.axis, np.tile(still, (of, 1)))[block, member.positions] = member.positions[order]
+    return found
+
+
+def _signature(orders: Orders) -> tuple[object, ...]:
+    return tuple(sorted((axis, order.tobytes()) for axis, order in orders.items()))
+
+
+def _moved(value: NDArray[Any], orders: Orders) -> NDArray[Any]:
+    """The blocks of a grouped convolution lie one after the other along axis 0 and share axis 1."""
+    for axis, order in orders.items():
+        if order.ndim == 1:
+            value = value.take(order, axis=axis)
+        else:
+            blocks = np.split(value, len(order))
+            value = np.concatenate([block.take(own, axis=axis) for block, own in zip(blocks, order, strict=True)])
+    return value
+
+
+def original_positions(removed: Removed, orders: Mapping[str, Orders]) -> tuple[Removed, RemovedByBlock]:
+    """Positions in the numbering of the original file; apart, those axes along which the blocks lost different ones."""
+    plain: Removed = {}
+    by_block: RemovedByBlock = {}
+    for name, axes in removed.items():
+        moved = _orders_of(name, orders)
+        plain[name] = {}
+        for axis, gone in axes.items():
+            order = moved.get(int(axis), np.arange(max(gone, default=-1) + 1))
+            lists = np.sort(np.atleast_2d(order)[:, gone], axis=1).tolist()
+            if all(found == lists[0] for found in lists):
+                plain[name][axis] = lists[0]
+            else:
+                by_block.setdefault(name, {})[axis] = lists
+    return {name: axes for name, axes in plain.items() if axes or name not in by_block}, by_block
+
+
+def _orders_of(name: str, orders: Mapping[str, Orders]) -> Orders:
+    """Of a parameter, or of the one that it is a clone of."""
+    sources = [source for source in orders if name == source or name.startswith(f"{source}@")]
+    return orders[max(sources, key=len)] if sources else {}

@@ -80,7 +80,8 @@ class Report(TypedDict):
     """What `--json` writes. `removed`: parameter of the original -> axis -> positions that went, in the original's numbering.
 
     `removed_by_block`: the same for axes along which the groups of a convolution lost different positions: one list per group.
-    Those that stay of such channels may stand in another order than in the original.
+    `reordered`: of axes whose channels changed places, which positions of the original stand there now, in this order (of an axis
+    that the groups of a convolution share: one list per group). All other axes keep their order.
     """
 
     schema: int
@@ -95,6 +96,7 @@ class Report(TypedDict):
     groups: list[GroupFigures]
     removed: dict[str, dict[str, list[int]]]
     removed_by_block: dict[str, dict[str, list[list[int]]]]
+    reordered: dict[str, dict[str, list[Any]]]
     pinned: list[PinFigures]
     repair: dict[str, Any]
     alignment: dict[str, Any]

@@ -328,7 +328,7 @@ class _Job:
         mode = "none" if request.repair_kind == "none" else "sequential" if request.sequential is not False else "parallel"
         figures = account.model_figures(None, pruned, find(pruned))
         figures["bytes"] = made.model.ByteSize()
-        removed, by_block = original_positions(made.removed, self.orders)
+        positions = original_positions(made.removed, self.orders)
         return Report(
             schema=SCHEMA,
             tool={"name": "onnxprune", "version": __version__},
@@ -340,8 +340,9 @@ class _Job:
             original=account.model_figures(self.file, self.graph, self.network),
             pruned=figures,
             groups=account.group_figures(self.network, counts),
-            removed=removed,
-            removed_by_block=by_block,
+            removed=positions.removed,
+            removed_by_block=positions.removed_by_block,
+            reordered=positions.reordered,
             pinned=account.pin_figures(self.network),
             repair=account.repair_figures(request.repair_kind, mode, done, left, self.samples.calibration.count),
             alignment=account.alignment_figures(request.align, [d.candidate.choices for d in decisions], counts, request.ratio),

@@ -7,6 +7,7 @@ position i holds the i-th best of every block, and what goes together is what ev
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,15 @@ from onnxprune.rewrite.cut import as_read, free_name, replace_numbers
 Orders = dict[int, Ints]
 Scores = Mapping[str, Sequence[NDArray[np.float64]]]
 Removed = dict[str, dict[str, list[int]]]
-RemovedByBlock = dict[str, dict[str, list[list[int]]]]
+
+
+@dataclass(frozen=True)
+class Positions:
+    """parameter -> axis -> positions in the numbering of the original; figures.Report says what each of them is."""
+
+    removed: Removed
+    removed_by_block: dict[str, dict[str, list[list[int]]]]
+    reordered: dict[str, dict[str, list[Any]]]
 
 
 def arrange(graph: Graph, network: Network, scores: Scores) -> dict[str, Orders]:
@@ -87,21 +96,23 @@ def _moved(value: NDArray[Any], orders: Orders) -> NDArray[Any]:
     return value
 
 
-def original_positions(removed: Removed, orders: Mapping[str, Orders]) -> tuple[Removed, RemovedByBlock]:
-    """Positions in the numbering of the original file; apart, those axes along which the blocks lost different ones."""
-    plain: Removed = {}
-    by_block: RemovedByBlock = {}
-    for name, axes in removed.items():
-        moved = _orders_of(name, orders)
-        plain[name] = {}
-        for axis, gone in axes.items():
-            order = moved.get(int(axis), np.arange(max(gone, default=-1) + 1))
-            lists = np.sort(np.atleast_2d(order)[:, gone], axis=1).tolist()
-            if all(found == lists[0] for found in lists):
-                plain[name][axis] = lists[0]
+def original_positions(removed: Removed, orders: Mapping[str, Orders]) -> Positions:
+    """What the cut removed from the arranged model, told of the original."""
+    found = Positions({}, {}, {})
+    for name in dict.fromkeys([*removed, *orders]):
+        gone, moved = removed.get(name, {}), _orders_of(name, orders)
+        for axis in sorted({*gone, *map(str, moved)}):
+            order = moved.get(int(axis), np.arange(max(gone.get(axis, []), default=-1) + 1))
+            went = np.sort(order[..., gone.get(axis, [])], axis=-1).tolist()
+            if order.ndim == 1 or all(block == went[0] for block in went):
+                went = went if order.ndim == 1 else went[0]
+                if went:
+                    found.removed.setdefault(name, {})[axis] = went
             else:
-                by_block.setdefault(name, {})[axis] = lists
-    return {name: axes for name, axes in plain.items() if axes or name not in by_block}, by_block
+                found.removed_by_block.setdefault(name, {})[axis] = went
+            if int(axis) in moved:
+                found.reordered.setdefault(name, {})[axis] = np.delete(order, gone.get(axis, []), axis=-1).tolist()
+    return found
 
 
 def _orders_of(name: str, orders: Mapping[str, Orders]) -> Orders:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from hypothesis import HealthCheck, assume, given, note, settings
+from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 import onnxprune
@@ -101,7 +101,7 @@ def shuffled(group=2, per_group=4, residual=False, middle=()):
     weights = {
         "w": values(c, 3, 1, 1), "g1": values(c, per_group, 1, 1), "g2": values(c, per_group, 1, 1, seed=1), "e": values(c),
         "d": values(c, 1, 3, 3), "w2": values(4, c, 1, 1), "apart": ints(0, group, per_group, 5, 5), "together": ints(0, c, 5, 5),
-        "by_place": values(per_group, 1, 1), "half": ints(0), "end": ints(2), "along": ints(2),
+        "by_place": values(per_group, 1, 1),
     }  # fmt: skip
     read = {i for n in nodes for i in n.input}
     return net(nodes, {n: v for n, v in weights.items() if n in read}, {"x": ["N", 3, 5, 5]})
@@ -144,7 +144,7 @@ NETS = {
     "shuffle_of_three": (lambda: shuffled(3, 9), 15),
     "residual": (lambda: shuffled(residual=True), 6),
     "transposed": (transposed, 4),
-    "joined": (joined, 7),
+    "joined": (joined, 11),
 }
 
 
@@ -168,18 +168,40 @@ def test_a_bias_that_two_layers_share_by_accident_is_cloned():
     check_arranged(model)
 
 
+def taken_apart(*middle):
+    """A plain convolution, channels laid out as 2 x 4 and back, a plain one. `middle` makes 't' of 's'."""
+    nodes = [
+        node("Conv", "x w", "a", name="first"),
+        node("Reshape", "a apart", "s"),
+        *middle,
+        node("Reshape", "t together", "z"),
+        node("Conv", "z w2", "y", name="last"),
+    ]
+    weights = {"w": values(8, 3, 1, 1), "apart": ints(0, 2, 4, 5, 5), "together": ints(0, 8, 5, 5), "w2": values(4, 8, 1, 1)}
+    more = {"by_place": values(4, 1, 1)} if any("by_place" in n.input for n in middle) else {}
+    return net(nodes, weights | more, {"x": ["N", 3, 5, 5]})
+
+
 def test_channels_that_something_else_holds_in_place_stay():
-    """A factor by the place in the block, or a slice of the places, ties the blocks together for good."""
-    factor = shuffled(middle=[node("Mul", "s by_place1", "t")])
-    factor.graph.initializer.append(onnx.numpy_helper.from_array(values(4, 1, 1), "by_place1"))
-    parts = shuffled(middle=[node("Split", "s", "s1 s2", axis=2), node("Concat", "s2 s1", "t", axis=2)])
-    twice = shuffled(middle=[node("Abs", "s", "s1"), node("Add", "s s1", "t")])
-    for model, free in ((factor, 6), (parts, 2), (twice, 8)):
-        network = network_of(model)
+    """A factor by the place in the block, parts of the places in another order, a sum over blocks: not one may move alone."""
+    free = taken_apart(node("Relu", "s", "t"))
+    assert [len(g.cells) for g in network_of(free).groups] == [2]
+    check_arranged(free)
+    for middle in (
+        [node("Mul", "s by_place", "t")],
+        [node("Split", "s", "s1 s2", axis=2), node("Concat", "s2 s1", "t", axis=2)],
+        [node("Split", "s", "s1 s2", axis=1), node("Concat", "s2 s1", "u", axis=1), node("Add", "u s", "t")],
+    ):
+        network = network_of(taken_apart(*middle))
         assert network.groups
-        assert sum(len(g.cells) for g in network.groups) == free
-        if free:
-            check_arranged(model)
+        assert not any(g.cells for g in network.groups)
+
+
+def test_what_is_held_in_one_joint_may_move_in_another():
+    """The factor ties the blocks before the shuffle; those behind it still differ."""
+    held = shuffled(middle=[node("Mul", "s by_place", "t")])
+    assert [len(g.cells) for g in network_of(held).groups] == [2, 2, 2]
+    check_arranged(held)
 
 
 def test_whole_groups_and_depthwise_have_no_cells():
@@ -225,7 +247,7 @@ def test_pruning_takes_the_weakest_of_each_block():
 def test_random_graphs():
     seen = {"cells": 0, "unequal": 0}
     quiet = settings(
-        max_examples=400, derandomize=True, database=None, deadline=None, report_multiple_bugs=False,
+        max_examples=150, derandomize=True, database=None, deadline=None, report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
 
@@ -234,10 +256,10 @@ def test_random_graphs():
     def holds(drawn, seed):
         model, grown = drawn
         note(repr(grown))
-        assume(any(g.cells for g in network_of(model).groups))
-        seen["cells"] += 1
-        seen["unequal"] += bool(check_arranged(model, seed).removed_by_block)
+        if any(g.cells for g in network_of(model).groups):
+            seen["cells"] += 1
+            seen["unequal"] += bool(check_arranged(model, seed).removed_by_block)
 
     holds()
     assert seen["cells"] >= 20
-    assert seen["unequal"] >= 10
+    assert seen["unequal"] >= 5

@@ -232,7 +232,8 @@ def test_pruning_takes_the_weakest_of_each_block():
             value[[0, 2, 4, 9, 10, 11]] *= 1e-3
             weights.CopyFrom(onnx.numpy_helper.from_array(value, weights.name))
     before = model.SerializeToString()
-    result = onnxprune.prune(model, "l2-channel", ratio=0.5, budget="uniform", align=1, repair="none", latency=False, only=["first"])
+    asked = {"budget": "uniform", "align": 1, "repair": "none", "latency": False, "only": ["first"]}
+    result = onnxprune.prune(model, "l2-channel", ratio=0.5, **asked)
     assert model.SerializeToString() == before
     assert result.report["removed"]["w"] == {"0": [0, 2, 4, 9, 10, 11]}
     assert result.report["removed_by_block"] == {"g0": {"1": [[0, 2, 4], [3, 4, 5]]}}

@@ -4,8 +4,8 @@
     result = onnxprune.prune("model.onnx", method="coreset-channel", ratio=0.4, data="calib.npz")
     result.save("model.pruned.onnx")
 
-Public names: prune, inspect, compare, load, PruneResult, method, rule, check_method, check_rule, errors. Everything is imported
-on first use, so that `import onnxprune` costs nothing.
+Public names: prune, inspect, explain, compare, load, PruneResult, method, rule, check_method, check_rule, errors. Everything is
+imported on first use, so that `import onnxprune` costs nothing.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     from onnxprune.errors import OnnxpruneError
     from onnxprune.graph.labels import rule
     from onnxprune.graph.load import load
-    from onnxprune.pipeline import PruneResult, inspect, prune
+    from onnxprune.pipeline import PruneResult, explain, inspect, prune
     from onnxprune.testing import check_method, check_rule
 
 _HOMES = {
     "prune": "onnxprune.pipeline",
     "inspect": "onnxprune.pipeline",
+    "explain": "onnxprune.pipeline",
     "compare": "onnxprune.comparison",
     "PruneResult": "onnxprune.pipeline",
     "load": "onnxprune.graph.load",
@@ -45,8 +46,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "Method", "OnnxpruneError", "PruneResult", "__version__", "check_method", "check_rule", "compare", "inspect", "load",
-    "method", "prune", "rule",
+    "Method", "OnnxpruneError", "PruneResult", "__version__", "check_method", "check_rule", "compare", "explain", "inspect",
+    "load", "method", "prune", "rule",
 ]  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from onnxprune.calibration.repair import LayerRepair
 from onnxprune.calibration.samples import Samples
 from onnxprune.calibration.segments import reads
 from onnxprune.figures import GroupFigures, ModelFigures, PinFigures
-from onnxprune.graph.facts import FLOATS
+from onnxprune.graph.facts import WEIGHTS
 from onnxprune.graph.load import ModelFile
 from onnxprune.graph.structure import Graph
 from onnxprune.network import Network
@@ -34,7 +34,7 @@ def model_figures(file: ModelFile | None, graph: Graph, network: Network) -> Mod
         path=str(file.path) if file and file.path else None,
         sha256=file.sha256 if file else None,
         bytes=file.size if file else 0,
-        parameters=sum(prod(t.dims) for t in graph.parameters.values() if t.data_type in FLOATS),
+        parameters=sum(prod(t.dims) for t in graph.parameters.values() if t.data_type in WEIGHTS),
         macs=network.cost().macs,
         peak_memory_bytes=peak_memory(graph),
         latency_ms=None,
@@ -143,11 +143,12 @@ def _left_out(left: Mapping[str, str]) -> str:
     return f"{_many(len(left), 'layer')} left out ({'; '.join(reasons[:2])}{', ...' if len(reasons) > 2 else ''})"
 
 
-def proof_figures(difference: float, samples: Samples, size: int) -> dict[str, object]:
+def proof_figures(difference: float, samples: Samples, size: int, *, through_norms: bool = False) -> dict[str, object]:
     """The largest relative difference to the masked twin on `size` samples, or on as many as the model takes at a time."""
+    silent = "set to zero, in a LayerNorm or GroupNorm to the mean of the others" if through_norms else "set to zero"
     count = fixed_batch(samples.calibration.inputs) or min(size, samples.calibration.count)
     equal = "exactly" if difference == 0 else f"to {difference:.0e}"
-    summary = f"before repair it equals its masked twin (those channels set to zero) {equal} on {_many(count, 'sample')}"
+    summary = f"before repair it equals its masked twin (those channels {silent}) {equal} on {_many(count, 'sample')}"
     return {"summary": summary, "max_relative_difference": difference, "samples": count}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from zlib import crc32
@@ -14,17 +14,20 @@ from torch import Tensor
 
 from onnxprune.budget.alignment import choices, vector_block
 from onnxprune.budget.allocate import Candidate, Counts
+from onnxprune.calibration.fitting import fixed_batch
 from onnxprune.calibration.gains import measure_gains
 from onnxprune.calibration.observe import Progress, Tap, observe
+from onnxprune.calibration.quota import batches_wanted, samples_wanted
 from onnxprune.calibration.sources import Source
 from onnxprune.calibration.views import channel_views
 from onnxprune.compensation.least_squares import RefitLosses
 from onnxprune.contract import Activation, ChannelPlan, ChannelView, Method, Moments, Reader, Statistic, check_scores
 from onnxprune.devices import Device
 from onnxprune.errors import NothingToPruneError, UnknownNameError
+from onnxprune.graph.facts import FLOATS
 from onnxprune.graph.structure import Graph
 from onnxprune.matrix import channel_rows, positions, rows
-from onnxprune.network import Group, Layer, Network
+from onnxprune.network import USUAL_KINDS, Group, Kind, Layer, Network
 
 # A group keeps at least this share of its channels, whatever the budget says: an empty layer cuts the network in two.
 FLOOR = 0.1
@@ -56,18 +59,28 @@ class Decision:
     candidate: Candidate
 
 
-def select(network: Network, method: Method, only: Sequence[str], skip: Sequence[str]) -> list[Group]:
-    """The groups that may be pruned. Raises NothingToPruneError, with the commonest pins, where there is none."""
+def select(network: Network, method: Method, only: Sequence[str], skip: Sequence[str], kinds: Sequence[Kind] = ()) -> list[Group]:
+    """The groups that may be pruned. Raises NothingToPruneError, with the commonest pins, where there is none.
+
+    kinds: of these alone; empty: of all but the width of embeddings.
+    """
     fitting = [g for g in network.groups if method.target == "channel" or g.kind == method.target]
     for pattern in [*only, *skip]:
         if not any(_matches(network, g, [pattern]) for g in network.groups):
             raise UnknownNameError("group or layer", pattern, [n for g in network.groups for n in (g.name, *g.readers)])
-    found = [g for g in fitting if (not only or _matches(network, g, only)) and not _matches(network, g, skip)]
+    named = [g for g in fitting if (not only or _matches(network, g, only)) and not _matches(network, g, skip)]
+    found = [g for g in named if g.kind in (kinds or USUAL_KINDS)]
     if found:
         return found
     if network.groups and not fitting:
         raise NothingToPruneError(
             f"no group of {method.target}s in this model", "use a -channel method, or see `onnxprune inspect`"
+        )
+    if named:
+        there = sorted({g.kind for g in named})
+        raise NothingToPruneError(
+            f"no channels of kind {' or '.join(kinds or USUAL_KINDS)}, only of kind {' and '.join(there)}",
+            f"ask for --kind {','.join(there)}",
         )
     if network.groups:
         raise NothingToPruneError("--only and --skip leave no group of channels", "see `onnxprune inspect` for the names")
@@ -102,9 +115,8 @@ def gather(
 ) -> Evidence:  # fmt: skip
     """One pass over the calibration samples for what the method needs and, if `weigh`, for the losses of the auto budget."""
     found: dict[tuple[str, type[Statistic]], Statistic] = {}
-    batches = max(source.count // batch, 1)
-    makers = [network.layer[name] for name in sorted({n for g in groups for n in g.makers})]
-    readers = [network.layer[name] for name in sorted({n for g in groups for n in g.readers})]
+    makers = _observable(graph, network, {name for group in groups for name in group.makers})
+    readers = _observable(graph, network, {name for group in groups for name in group.readers})
     wanted = [(layer, kind) for layer in makers for kind in method.wants(Activation(*layer.activation))]
     wanted += [(layer, kind) for layer in readers for kind in method.wants(None)]
     wanted += [(layer, Moments) for layer in readers] if weigh else []
@@ -112,24 +124,31 @@ def gather(
     for layer, kind in wanted:
         if (layer.name, kind) not in found:
             found[layer.name, kind] = kind()
-            taps.append(_tap(layer, found[layer.name, kind], batches))
+            taps.append(_tap(layer, found[layer.name, kind], source.count, fixed_batch(source.inputs) or batch))
     observe(graph, taps, source, batch=batch, device=device, seed=seed, progress=progress)
     gains = measure_gains(graph, readers, source, device=device, seed=seed, progress=progress) if weigh else {}
     return Evidence(found, gains)
 
 
-def _tap(layer: Layer, statistic: Statistic, batches: int) -> Tap:
+def _observable(graph: Graph, network: Network, names: Set[str]) -> list[Layer]:
+    """Those that are layers and whose inputs and outputs are numbers, not the integers of a quantised model."""
+    layers = [network.layer[name] for name in sorted(names) if name in network.layer]
+    return [layer for layer in layers if graph.types[layer.input] in FLOATS and graph.types[layer.output] in FLOATS]
+
+
+def _tap(layer: Layer, statistic: Statistic, count: int, batch: int) -> Tap:
     """Rows of the layer's input as the statistic wants them, thinned out so that counting costs less than running."""
+    channels = layer.input_shape[1] if layer.op.startswith("Conv") else layer.input_shape[-1]
+    wanted = max(ROWS_PER_CHANNEL * channels, FEWEST_ROWS)
+    batches = batches_wanted(samples_wanted(layer, wanted), count, batch)
+    limit = -(-wanted // max(min(batches, count // batch), 1))
     if statistic.rows == "channels":
-        channels = layer.input_shape[1] if layer.op.startswith("Conv") else layer.input_shape[-1]
-        limit = -(-max(ROWS_PER_CHANNEL * channels, FEWEST_ROWS) // batches)
-        return Tap(layer.input, lambda x, rng: channel_rows(layer, x, limit, rng), statistic)
-    limit = -(-FEWEST_ROWS * 4 // batches)
+        return Tap(layer.input, lambda x, rng: channel_rows(layer, x, limit, rng), statistic, batches)
 
     def patches(x: Tensor, rng: torch.Generator) -> Tensor:
         return rows(layer, x, layer.groups, positions(layer, x, limit, rng)).flatten(0, 1)
 
-    return Tap(layer.input, patches, statistic)
+    return Tap(layer.input, patches, statistic, batches)
 
 
 def judge(
@@ -178,12 +197,12 @@ def generator(seed: int, name: str, draw: int = 0) -> torch.Generator:
 
 
 def _predictors(view: ChannelView, gains: Mapping[str, float]) -> list[tuple[Reader, RefitLosses, float]]:
-    """For every reader what predicts its losses, and its gain; empty where statistics are missing."""
+    """For every reader whose inputs were looked at (layers, not recurrent nodes) what predicts its losses, and its gain."""
     found = []
     for reader in view.readers:
         moments = view.statistic(reader.layer, Moments)
         if moments is None or moments.total is None or reader.layer not in gains:
-            return []
+            continue
         covariance = moments.shrunk().to(reader.columns.device)
         found.append((reader, RefitLosses(covariance, reader.columns.double()), gains[reader.layer]))
     return found

@@ -2,9 +2,11 @@
 
     Network   everything below, found once, never changed
     Layer     one Conv, ConvTranspose, Gemm or MatMul with constant weights
+    Quantised how the integers of a parameter stand for numbers
     Slot      one axis of one stored parameter, as one node reads it: which channel lies at each position
     Group     channels that have the same members: the thing a method ranks
     Member    where the channels of a group lie on one slot
+    Norm      statistics that a node takes over channels which may go all the same
     Pin       a tensor whose channels may not go, with the reason
     Term      a number of multiplications or parameters that is a product of axis lengths
 
@@ -16,15 +18,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-Role = Literal["makes", "reads", "follows"]
+# 'scales': follows, but is a scale or a zero point of quantised numbers: never to be set to zero itself.
+Role = Literal["makes", "reads", "follows", "scales"]
+Place = tuple[int, int]
 Kind = Literal["channel", "neuron", "head", "head-width", "embedding", "recurrent", "expert"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+# What goes unless others are asked for: the width of embeddings runs through the whole of a transformer.
+USUAL_KINDS: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind != "embedding")
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ class Layer:
     batch_norm     index of the BatchNormalization node that alone reads the output, if there is one
     activation     operator type (and bounds) of the elementwise function behind it, see contract.Activation
     shared         another node reads the same weight
+    quantised      the stored weight is integers
     widen_bias     there is no bias, but the operator would take one
     """
 
@@ -86,8 +94,24 @@ class Layer:
     activation: tuple[str, tuple[float, ...]] = ("identity", ())
     residual: Residual | None = None
     shared: bool = False
+    quantised: bool = False
     widen_bias: bool = False
     whole_groups: bool = False
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A parameter of integers q that stand for (q - zero_point) * the product of scales: names of constant tensors.
+
+    axes     the parameter's axes along which scales and zero points differ: theirs in order; none where there is one of each
+    blocked  of these axes the one along which `block` positions share a scale
+    """
+
+    scales: tuple[str, ...]
+    zero_point: str = ""
+    axes: tuple[int, ...] = ()
+    blocked: int | None = None
+    block: int = 1
 
 
 @dataclass(frozen=True)
@@ -122,6 +146,7 @@ class Group:
             convolution the channels in it
     cells   where a channel consists of one (or k) of each block of grouped convolutions: the finer channels of each block, in
             this order (channel 0 owns the first k). Those of one cell may change places among themselves.
+    makers, readers   layers and recurrent nodes by name; of any other node that holds weights, the name of these
     """
 
     name: str
@@ -141,11 +166,33 @@ class Group:
 
 @dataclass(frozen=True)
 class Pin:
-    """Channels of `tensor` may not be removed, because `reason`."""
+    """Channels of `tensor` may not be removed, because `reason`. `count`: how many of `channels` have weights made along them."""
 
     tensor: str
     reason: str
     count: int
+    channels: Ints = field(default_factory=lambda: np.empty(0, np.int64), repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Statistics that node `node` takes over axes of which channels may go; what is mended then is told in graph.norms.
+
+    inputs    positions of the tensors whose sum it looks at
+    fill      what a removed channel counts as: the mean of those that stay, or zero
+    groups    axis 1 is looked at in so many parts (0: as a whole)
+    scale     (node, input) of a constant that the result is multiplied by
+    epsilon   (node, input) of the constant that is added to the variance; attribute: it is the attribute `epsilon` of `node`
+    """
+
+    node: int
+    inputs: tuple[int, ...]
+    axes: tuple[int, ...]
+    fill: Literal["mean", "zero"]
+    groups: int = 0
+    scale: Place | None = None
+    epsilon: Place | None = None
+    attribute: bool = False
 
 
 @dataclass(frozen=True)
@@ -188,6 +235,11 @@ class Network:
     """All that was found in one model. `tensor_channels[t][a]` are the channels along axis a of activation t.
 
     new_bias_terms: the elements of a bias for each layer that has none and could have one (named after its weight).
+    norms: normalisations that some channels go through.
+    idle_pins: those that keep no weights from leaving (no parameter is made along them).
+    quantised: parameter -> what its integers stand for.
+    measured: channels whose values count also where no weights read them: two activations are multiplied and summed over them
+              (attention), or a scale is set by all of them at run time. A twin without them has to make them zero.
     """
 
     layers: tuple[Layer, ...]
@@ -202,6 +254,10 @@ class Network:
     parameter_terms: tuple[Term, ...] = field(repr=False)
     element_bytes: Mapping[str, int] = field(repr=False)
     new_bias_terms: tuple[Term, ...] = field(default=(), repr=False)
+    idle_pins: tuple[Pin, ...] = field(default=(), repr=False)
+    quantised: Mapping[str, Quantised] = field(default_factory=dict, repr=False)
+    measured: Ints = field(default_factory=lambda: np.empty(0, np.int64), repr=False)
+    norms: tuple[Norm, ...] = field(default=(), repr=False)
 
     @cached_property
     def layer(self) -> dict[str, Layer]:

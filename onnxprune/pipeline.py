@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,11 @@ from onnxprune.contract import ChannelPlan, Method
 from onnxprune.devices import Device, choose_device
 from onnxprune.errors import ModelError, NothingToPruneError, UsageError
 from onnxprune.figures import SCHEMA, LatencyFigures, Report
-from onnxprune.graph import Graph, ModelFile, find, load, prepare, trace
+from onnxprune.graph import Graph, ModelFile, find, load, prepare, trace, why
+from onnxprune.graph.why import Explanation
 from onnxprune.methods import create
 from onnxprune.network import Bools, Group, Network
-from onnxprune.request import Request
+from onnxprune.request import Request, as_kinds, prefers_width
 from onnxprune.rewrite.arrange import Orders, arrange, original_positions
 from onnxprune.rewrite.cut import Cut, cut
 from onnxprune.rewrite.finish import finish, reweigh
@@ -55,6 +57,8 @@ Progress = Callable[[str, float], None]
 SOLVERS = {"least-squares": least_squares, "mean": match_moments}
 # Samples on which the rewrite is held against its masked twin.
 PROOF_BATCH = 2
+# Bytes of the largest activation of one batch, and the fewest samples of a batch whatever their size.
+BATCH_BYTES, FEWEST_AT_ONCE = 1 << 25, 4
 
 
 def _silent(stage: str, share: float) -> None:
@@ -112,6 +116,8 @@ def prune(
     options: Mapping[str, Any] | None = None,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
+    kinds: str | Sequence[str] = (),
+    through_norms: bool = False,
     device: str = "auto",
     threads: int = 1,
     seed: int = 0,
@@ -140,6 +146,8 @@ def prune(
     repair        'auto', 'least-squares', 'mean' or 'none'; `sequential`: refit on the pruned stream (default) or the original's
     reweigh       with repair 'none': apply the method's factors to the readers' weights
     only, skip    globs of group, layer or weight names
+    kinds         only such channels go, see network.KINDS: 'head,neuron'; none: all but 'embedding', which has to be asked for
+    through_norms channels under the statistics of LayerNorm, RMSNorm and GroupNorm may go too (see graph.norms)
     gates         expressions that make the result fail, such as 'top1_agreement<0.95'
     output        save there as well
 
@@ -149,6 +157,7 @@ def prune(
         method=method, ratio=ratio, target=target, budget=budget, align=align, repair=repair, reweigh=reweigh, seed=seed,
         sequential=sequential, only=tuple(only), skip=tuple(skip), threads=threads, batch=batch,
         options=dict(options or {}) | ({} if beta is None else {"beta": beta}), gates=tuple(parse(g) for g in gates),
+        kinds=as_kinds(kinds), through_norms=through_norms,
     )  # fmt: skip
     for gate in request.gates:
         check_measured(gate, labels=labels is not None, latency=latency)
@@ -162,7 +171,7 @@ def prune(
             file, data, test_data, samples=samples, held_out=held_out, seed=seed, input_shapes=input_shapes, mean=mean,
             std=std, layout=layout,
         )  # fmt: skip
-        network = find(graph)
+        network = find(graph, inner=prefers_width(request.kinds), through_norms=request.through_norms)
     for gate in request.gates:
         check_outputs(gate, graph.outputs)
     job = _Job(request, file, graph, network, inputs, chosen_device, progress or _silent, clock)
@@ -218,12 +227,12 @@ class _Job:
     def _see(self, method: Method) -> list[decide.Decision]:
         """Evidence, scores and losses of every group that may be pruned."""
         request = self.request
-        groups = decide.select(self.network, method, request.only, request.skip)
+        groups = decide.select(self.network, method, request.only, request.skip, request.kinds)
         self._check_weights()
         groups = self._arrange(groups)
         evidence = decide.gather(
             self.graph, self.network, groups, method, self.samples.calibration, weigh=request.budget == "auto",
-            batch=self.samples.batch(request.batch), device=self.device, seed=request.seed, progress=self.progress,
+            batch=self._batch(), device=self.device, seed=request.seed, progress=self.progress,
         )  # fmt: skip
         return decide.judge(
             self.graph, self.network, groups, method, evidence, align=request.align, seed=request.seed, device=self.device
@@ -237,9 +246,16 @@ class _Job:
             expected = outputs(self.graph.model, batches, self.device)
             self.orders = arrange(self.graph, self.network, scores)
             self.graph = trace(self.graph.model, self.graph.inputs)
-            self.network = find(self.graph)
+            self.network = find(
+                self.graph, inner=prefers_width(self.request.kinds), through_norms=self.request.through_norms
+            )
             prove_arranged(self.graph, expected, batches, self.device)
         return [self.network.group[group.name] for group in groups]
+
+    def _batch(self) -> int:
+        """As many samples at a time as was asked for, fewer where their activations are large: beyond that only memory grows."""
+        largest = max(4 * max(prod(layer.input_shape), prod(layer.output_shape)) for layer in self.network.layers)
+        return min(self.samples.batch(self.request.batch), max(FEWEST_AT_ONCE, BATCH_BYTES // largest))
 
     def _check_weights(self) -> None:
         for layer in self.network.layers:
@@ -290,14 +306,11 @@ class _Job:
     def _repair(self, made: Cut, alive: Bools, plans: Mapping[str, ChannelPlan]) -> tuple[list[LayerRepair], dict[str, str]]:
         kind = self.request.repair_kind
         if kind == "none":
-            if self.request.reweigh:
-                reweigh(made, self.graph, self.network, plans)
-            return [], {}
+            return [], reweigh(made, self.graph, self.network, plans) if self.request.reweigh else {}
         layers, left = repairable(self.graph, self.network, alive)
         worker = Repair(self.graph, self.network, made, alive, solver=SOLVERS[kind], device=self.device, seed=self.request.seed)
-        batch = self.samples.batch(self.request.batch)
         return worker.run(
-            layers, self.samples.calibration, batch, self.progress, sequential=self.request.sequential is not False
+            layers, self.samples.calibration, self._batch(), self.progress, sequential=self.request.sequential is not False
         ), left
 
     def _provenance(self, method: Method) -> dict[str, str]:
@@ -316,7 +329,7 @@ class _Job:
         return {
             "budget": request.budget, "align": request.align, "repair": request.repair_kind, "reweigh": request.reweigh,
             "sequential": request.sequential is not False, "target": request.target, "only": list(request.only),
-            "skip": list(request.skip),
+            "skip": list(request.skip), "kinds": list(request.kinds), "through_norms": request.through_norms,
         } | method.values  # fmt: skip
 
     def _report(
@@ -349,7 +362,7 @@ class _Job:
             latency=None,
             deviation={},
             accuracy=None,
-            proof=account.proof_figures(difference, self.samples, PROOF_BATCH),
+            proof=account.proof_figures(difference, self.samples, PROOF_BATCH, through_norms=bool(self.network.norms)),
             data=account.data_figures(self.samples),
             gates=[],
             timings={},
@@ -376,7 +389,28 @@ class _Job:
 
 
 def inspect(
-    model: str | os.PathLike[str] | onnx.ModelProto, *, input_shapes: Mapping[str, Sequence[int]] | None = None
+    model: str | os.PathLike[str] | onnx.ModelProto,
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    kinds: str | Sequence[str] = (),
+    through_norms: bool = False,
 ) -> Network:
-    """Layers, groups of channels and pins of a model, without running it."""
-    return find(prepare(load(model).model, input_shapes)[0])
+    """Layers, groups of channels and pins of a model, without running it.
+
+    kinds: those that pruning is to be asked for; 'head-width' alone finds the width of attention heads in place of the heads.
+    """
+    graph, _ = prepare(load(model).model, input_shapes)
+    return find(graph, inner=prefers_width(as_kinds(kinds)), through_norms=through_norms)
+
+
+def explain(
+    model: str | os.PathLike[str] | onnx.ModelProto,
+    tensor: str,
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    kinds: str | Sequence[str] = (),
+    through_norms: bool = False,
+) -> Explanation:
+    """Which channels of a tensor (an activation, a weight or the weight of a layer) can go, and what holds the others."""
+    graph, _ = prepare(load(model).model, input_shapes)
+    return why.explain(graph, find(graph, inner=prefers_width(as_kinds(kinds)), through_norms=through_norms), tensor)

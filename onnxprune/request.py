@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from onnxprune.budget.allocate import BUDGETS
 from onnxprune.errors import UnknownNameError, UsageError
+from onnxprune.network import KINDS, Kind
 from onnxprune.validation.gates import GateExpression
 
 REPAIRS = ("auto", "least-squares", "mean", "none")
+
+
+def as_kinds(given: str | Sequence[str]) -> tuple[Kind, ...]:
+    """'head,neuron' or ['head', 'neuron'] -> the kinds of channel asked for, each once. Raises UnknownNameError."""
+    names = [name.strip() for part in ([given] if isinstance(given, str) else given) for name in part.split(",")]
+    for name in names:
+        if name and name not in KINDS:
+            raise UnknownNameError("kind of channel", name, KINDS)
+    return tuple(kind for kind in KINDS if kind in names)
+
+
+def prefers_width(kinds: Sequence[Kind]) -> bool:
+    """Of a split into heads either whole heads go or the same width in each: the width where that alone was asked for."""
+    return "head-width" in kinds and "head" not in kinds
 
 
 @dataclass(frozen=True)
@@ -31,6 +47,8 @@ class Request:
     batch: int
     options: dict[str, Any]
     gates: tuple[GateExpression, ...]
+    kinds: tuple[Kind, ...] = ()
+    through_norms: bool = False
 
     def __post_init__(self) -> None:
         if (self.ratio is None) == (self.target is None):

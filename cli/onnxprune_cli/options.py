@@ -103,6 +103,28 @@ def stacked(decorators: Sequence[Callable[[F], F]]) -> Callable[[F], F]:
     return lambda function: functools.reduce(lambda made, decorate: decorate(made), reversed(decorators), function)
 
 
+def kinds(_context: click.Context, _option: click.Parameter, given: Sequence[str]) -> tuple[str, ...]:
+    """`--kind head,neuron` and `--kind head --kind neuron` are the same."""
+    if not given:
+        return ()
+    from onnxprune.request import as_kinds
+
+    return as_kinds(given)
+
+
+kind_option: Callable[[Any], Any] = click.option(
+    "--kind",
+    "kinds",
+    callback=kinds,
+    multiple=True,
+    metavar="KIND[,KIND...]",
+    help="Only channel, neuron, head, head-width, recurrent, expert or embedding.  [default: all but embedding]",
+)
+
+through_norms_option: Callable[[Any], Any] = click.option(
+    "--through-norms", is_flag=True, help="Let channels go whose statistics a LayerNorm, RMSNorm or GroupNorm takes."
+)
+
 output_options: Callable[[Any], Any] = stacked(
     [
         click.option("--json", "json_to", metavar="FILE|-", help="Write the figures as JSON; - is stdout."),

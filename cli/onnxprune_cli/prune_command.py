@@ -71,6 +71,8 @@ from onnxprune_cli.progress import progress_bar
 )
 @click.option("--only", multiple=True, metavar="GLOB", help="Prune only groups and layers with such names.")
 @click.option("--skip", multiple=True, metavar="GLOB", help="Leave groups and layers with such names alone.")
+@read.kind_option
+@read.through_norms_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same bytes.")
 @click.option("--no-latency", is_flag=True, help="Do not measure latency.")
 @click.option("--dry-run", is_flag=True, help="Do all but write the model.")

@@ -94,10 +94,14 @@ def by_ratio(budget: str, candidates: Sequence[Candidate], ratio: float) -> Coun
 
     uniform   every group loses the same share
     global    channels compete over the network by score, each group's scores divided by their mean
-    auto      the channels go whose loss is smallest (needs the candidates' losses; without them: uniform)
+    auto      the channels go whose loss is smallest (needs the candidates' losses; those without them: uniform)
     """
     if budget not in BUDGETS:
         raise UnknownNameError("budget", budget, BUDGETS)
+    blind = [c for c in candidates if c.loss is None]
+    if budget == "auto" and 0 < len(blind) < len(candidates):
+        seen = [c for c in candidates if c.loss is not None]
+        return by_ratio(budget, seen, ratio) | by_ratio("uniform", blind, ratio)
     if budget == "auto" and all(c.loss is not None for c in candidates):
         terms = [(c.choices.width, Term(c.name, 1, (Axis(0, {c.name: 1}),))) for c in candidates]
         return _Descent(candidates, Resource({c.name: c.choices.size for c in candidates}, terms)).to(1 - ratio, exact=False)

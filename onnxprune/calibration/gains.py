@@ -7,7 +7,7 @@ comparable only by what they do to the model's outputs. To first order that is a
 
 with noise that looks like the layer's own output (another sample's deviation from the mean): white noise would be averaged away
 by the first pooling behind it. All layers are probed in one session, through an addition behind each, and the probes of all
-layers together cost about one pass over the samples.
+layers together cost half a pass to one over the samples, unless these are fewer than two per layer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from onnxprune.runtime import Session
 
 # Noise power as a share of the layer's variance: small enough for first order, large enough to stand out of rounding.
 POWER = 0.02
-FEWEST_SAMPLES, MOST_SAMPLES, MEMORY = 4, 16, 1 << 29
+# Two samples at least: the noise of one is the other's deviation. MobileNetV2 at 0.8 of the MACs deviates 2.5 % less with four.
+FEWEST_SAMPLES, ENOUGH_SAMPLES, MOST_SAMPLES, MEMORY = 2, 4, 16, 1 << 28
 CLEAN, ADDED = "@clean", "@added"
 
 
@@ -58,9 +59,10 @@ def measure_gains(
 
 
 def _batch(graph: Graph, layers: Sequence[Layer], source: Source) -> int:
-    """Samples per probe: few where there are many layers, so that all probes together stay near one pass; and what fits."""
+    """Samples per probe: few where there are many layers, so that all probes together stay near a pass; and what fits."""
     one = sum(4 * prod(graph.shapes[layer.output]) for layer in layers)
-    wanted = max(FEWEST_SAMPLES, min(MOST_SAMPLES, source.count // max(len(layers), 1)))
+    within_one_pass = source.count // max(len(layers), 1)
+    wanted = max(FEWEST_SAMPLES, min(ENOUGH_SAMPLES, within_one_pass), min(MOST_SAMPLES, within_one_pass // 2))
     return max(1, min(wanted, source.count, MEMORY // max(one, 1)))
 
 

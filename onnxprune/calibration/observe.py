@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import prod
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from onnxprune.calibration.segments import Parts, segment
 from onnxprune.calibration.sources import Source
+from onnxprune.calibration.store import Arrays
 from onnxprune.contract import Statistic
 from onnxprune.devices import Device
 from onnxprune.errors import DataError
@@ -25,44 +27,52 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Tap:
-    """Count `statistic` over `rows(tensor)` of every batch."""
+    """Count `statistic` over `rows(tensor)` of the first `batches` batches, or of all."""
 
     tensor: str
     rows: Rows
     statistic: Statistic
+    batches: int | None = None
 
 
 def observe(
     graph: Graph, taps: Sequence[Tap], source: Source, *, batch: int, device: Device, seed: int, progress: Progress
 ) -> int:
-    """Run the original model over all samples and fill the taps' statistics. Returns the number of samples seen.
+    """Run the original model and fill the taps' statistics, on all samples or as many as they want.
+
+    Returns the number of samples seen.
 
     What would not fit in memory together is tapped in several passes.
     """
     if not taps:
         return 0
-    seen = 0
+    most = 0
     passes = _passes(graph, sorted({t.tensor for t in taps}), batch)
     for number, tensors in enumerate(passes):
-        part = segment(graph, graph.inputs, [t for t in tensors if t not in graph.inputs])
-        session = Session(Parts(graph, graph.model).model(part), device) if part.nodes else None
+        mine = [t for t in taps if t.tensor in tensors]
         rng = torch.Generator().manual_seed(seed)
-        seen = 0
-        for feeds in source.batches(batch):
-            found = session.run(feeds) if session else {}
-            arrays = {
-                name: torch.from_numpy(value).to(device.torch_device)
-                for name, value in {**feeds, **found}.items()
-                if name in tensors
-            }
-            for tap in taps:
-                if tap.tensor in arrays:
-                    tap.statistic.add(finite(tap.rows(arrays[tap.tensor].float(), rng), tap.tensor))
-            seen += len(next(iter(feeds.values())))
-            progress("looking at the model", (number + min(seen / max(source.count, 1), 1)) / len(passes))
-        if session:
-            session.free()
-    return seen
+        stream = source.batches(batch)
+        begin = seen = 0
+        # Who has seen enough leaves: what nobody looks at any more is not handed out of the session either.
+        for end in sorted({t.batches or source.count for t in mine}):
+            hungry = [t for t in mine if (t.batches or source.count) >= end]
+            part = segment(graph, graph.inputs, [t for t in tensors if t not in graph.inputs and t in {h.tensor for h in hungry}])
+            session = Session(Parts(graph, graph.model).model(part), device) if part.nodes else None
+            for feeds in islice(stream, end - begin):
+                _look(feeds | (session.run(feeds) if session else {}), hungry, device, rng)
+                seen += len(next(iter(feeds.values())))
+                progress("looking at the model", (number + min(seen / max(source.count, 1), 1)) / len(passes))
+            begin = end
+            if session:
+                session.free()
+        most = max(most, seen)
+    return most
+
+
+def _look(found: Arrays, taps: Sequence[Tap], device: Device, rng: torch.Generator) -> None:
+    for tap in taps:
+        value = torch.from_numpy(found[tap.tensor]).to(device.torch_device).float()
+        tap.statistic.add(finite(tap.rows(value, rng), tap.tensor))
 
 
 def finite(values: Tensor, tensor: str) -> Tensor:

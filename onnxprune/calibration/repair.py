@@ -3,6 +3,7 @@
 The original (teacher) and the pruned model (student) run side by side, segment by segment. A segment ends where layers wait to
 be refitted: their inputs are at hand in the student, their outputs in the teacher. After the solve the next segment runs with the
 new weights. So every node of either model runs once per sample, and no activation is kept longer than the next segment needs it.
+Early layers need few samples (see calibration.quota): others join when a layer wants them, straight from the inputs.
 
 Where the output of a layer is added to a residual branch that is already computed, the target also makes up for what that branch
 has lost: t = y + (other - other'), He et al. 2017 section 3.3 for multi-branch networks.
@@ -10,9 +11,9 @@ has lost: t = y + (other - other'), He et al. 2017 section 3.3 for multi-branch 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from onnxprune.calibration.fitting import fixed_batch
 from onnxprune.calibration.observe import Progress
+from onnxprune.calibration.quota import HELD_EVERY, batches_wanted, rows_wanted, samples_wanted
 from onnxprune.calibration.segments import Parts, reads, segment
 from onnxprune.calibration.sources import Source
 from onnxprune.calibration.store import Arrays, Store
@@ -29,19 +32,17 @@ from onnxprune.compensation.least_squares import Regression, Repaired
 from onnxprune.devices import Device
 from onnxprune.errors import DataError
 from onnxprune.graph import surgeon
+from onnxprune.graph.load import stored_bytes
 from onnxprune.graph.structure import Graph
 from onnxprune.matrix import from_matrix, group_count, outputs, positions, rows, to_matrix
 from onnxprune.network import Bools, Layer, Network
 from onnxprune.rewrite.cut import Cut
 from onnxprune.runtime import Session
 
-# Rows gathered per input of a layer: enough for a well-posed fit, few enough that the sums cost less than the model's run.
-ROWS_PER_INPUT = 12
-FEWEST_ROWS = 16384
-# Every fifth batch is not fitted but judges the ridge.
-HELD_EVERY = 5
 # Bytes of sums of products that one pass of the parallel repair may hold.
 GRAM_BUDGET = 1 << 30
+# Bytes of activations per model that wait in memory for the next segment; beyond that they wait on disk.
+FEWEST_STORED, MOST_STORED = 1 << 26, 1 << 28
 Solver = Callable[..., Repaired]
 
 
@@ -87,8 +88,14 @@ def repairable(graph: Graph, network: Network, alive: Bools) -> tuple[list[Layer
             continue
         if layer.shared:
             left[layer.name] = "its weights are shared with another layer"
+        elif layer.quantised:
+            left[layer.name] = "its weights are quantised"
         else:
             found.append(layer)
+    known = {layer.node for layer in network.layers}
+    for slot in network.slots:
+        if slot.role == "reads" and slot.node not in known and not alive[slot.channels].all():
+            left[graph.label(slot.node)] = f"{graph.nodes[slot.node].op_type} is not refitted"
     return found, left
 
 
@@ -115,13 +122,21 @@ class Repair:
         """
         if not sequential:
             return self._apart(layers, source, batch, progress)
+        batch = fixed_batch(source.inputs) or batch
         levels = Levels(self.graph, layers)
         done: list[LayerRepair] = []
-        with Store() as teacher, Store() as student:
+        feeds = source.batches(batch)
+        wanted = 0
+        # Activations in memory as large as the model at most, so that memory is a matter of the model alone.
+        budget = max(FEWEST_STORED, min(stored_bytes(self.graph.model), MOST_STORED))
+        with Store(budget) as teacher, Store(budget) as student:
             for step in sorted(levels.layers):
                 ready = levels.layers[step]
-                fits = self._gather(levels, step, ready, source, batch, teacher, student)
-                done += [self._refit(layer, *fits[layer.name]) for layer in ready]
+                samples = max(samples_wanted(layer, rows_wanted(self._inputs(layer))) for layer in ready)
+                wanted = max(wanted, batches_wanted(samples, source.count, batch))
+                share = max(min(wanted, source.count // batch), 1)
+                fits = self._gather(levels, step, ready, feeds, wanted, share, teacher, student)
+                done += [self._refit(layer, *fits.pop(layer.name)) for layer in ready]
                 progress("repairing", len(done) / len(layers))
         return done
 
@@ -156,10 +171,8 @@ class Repair:
         portions: list[list[Layer]] = [[]]
         used = 0
         for layer in layers:
-            shape = tuple(self._weight(layer).dims)
-            groups = group_count(layer, shape)
-            inputs = int(np.prod(shape)) // self._outputs(layer, shape, groups)
-            size = 2 * 8 * groups * (inputs + 1) ** 2
+            groups = group_count(layer, tuple(self._weight(layer).dims))
+            size = 2 * 8 * groups * (self._inputs(layer) + 1) ** 2
             if portions[-1] and used + size > GRAM_BUDGET:
                 portions.append([])
                 used = 0
@@ -168,31 +181,38 @@ class Repair:
         return portions
 
     def _gather(
-        self, levels: Levels, step: int, ready: Sequence[Layer], source: Source, batch: int, teacher: Store, student: Store
-    ) -> dict[str, tuple[Regression, Regression]]:
-        """Run the next segment of both models over all samples; sums of products for every layer that waits at its end."""
-        first = len(teacher) == 0
+        self, levels: Levels, step: int, ready: Sequence[Layer], feeds: Iterator[Arrays], wanted: int, share: int,
+        teacher: Store, student: Store,
+    ) -> dict[str, tuple[Regression, Regression]]:  # fmt: skip
+        """Run the next segment of both models over `wanted` batches; sums of products for every layer that waits at its end.
+
+        share: over how many batches the rows of a layer are spread.
+        Batches that the stores do not hold yet come from `feeds` and run from the inputs on.
+        """
         ahead = {layer.output for layer in ready}
         frontier_s = self._frontier(levels, step, set())
         frontier_t = self._frontier(levels, step, ahead)
-        run_s = _Runner(self.student, self.graph, frontier_s, self.device)
-        run_t = _Runner(self.teacher, self.graph, [*frontier_t, *(ahead - set(frontier_t))], self.device)
+        next_t = [*frontier_t, *sorted(ahead - set(frontier_t))]
         fits = {layer.name: (Regression(), Regression()) for layer in ready}
-        share = max(source.count // batch, 1)
         rng = torch.Generator().manual_seed(self.seed)
-        feeds = source.batches(batch) if first else (None for _ in range(len(teacher)))
-        for number, given in zip(count(), feeds):
-            if given is not None:
-                teacher.put(number, given)
-                student.put(number, given)
-            now_t, now_s = run_t(teacher.get(number)), run_s(student.get(number))
-            for layer in ready:
-                fit, held = fits[layer.name]
-                self._add(layer, held if number % HELD_EVERY == HELD_EVERY - 1 else fit, now_t, now_s, share, rng)
-            teacher.put(number, {n: now_t[n] for n in frontier_t})
-            student.put(number, {n: now_s[n] for n in frontier_s})
-        run_s.free()
-        run_t.free()
+        for numbers in (range(min(len(teacher), wanted)), range(len(teacher), wanted)):
+            run_s = _Runner(self.student, self.graph, frontier_s, self.device)
+            run_t = _Runner(self.teacher, self.graph, next_t, self.device)
+            for number in numbers:
+                if number == len(teacher):
+                    given = next(feeds, None)
+                    if given is None:
+                        break
+                    teacher.put(number, given)
+                    student.put(number, given)
+                now_t, now_s = run_t(teacher.get(number)), run_s(student.get(number))
+                for layer in ready:
+                    fit, held = fits[layer.name]
+                    self._add(layer, held if number % HELD_EVERY == HELD_EVERY - 1 else fit, now_t, now_s, share, rng)
+                teacher.put(number, {n: now_t[n] for n in frontier_t})
+                student.put(number, {n: now_s[n] for n in frontier_s})
+            run_s.free()
+            run_t.free()
         return fits
 
     def _frontier(self, levels: Levels, step: int, ahead: set[str]) -> list[str]:
@@ -213,19 +233,17 @@ class Repair:
     def _add(self, layer: Layer, fit: Regression, teacher: Arrays, student: Arrays, batches: int, rng: torch.Generator) -> None:
         device = self.device.torch_device
         x = torch.from_numpy(student[layer.input]).to(device)
-        weight_shape = tuple(self._weight(layer).dims)
-        groups = group_count(layer, weight_shape)
-        inputs = int(np.prod(weight_shape)) // self._outputs(layer, weight_shape, groups)
-        limit = -(-max(ROWS_PER_INPUT * inputs, FEWEST_ROWS) // batches)
-        chosen = positions(layer, x, limit, rng)
+        groups = group_count(layer, tuple(self._weight(layer).dims))
+        chosen = positions(layer, x, -(-rows_wanted(self._inputs(layer)) // batches), rng)
         target = self._target(layer, teacher, student, chosen)
         fit.add(rows(layer, x, groups, chosen), target)
 
-    @staticmethod
-    def _outputs(layer: Layer, weight_shape: tuple[int, ...], groups: int) -> int:
+    def _inputs(self, layer: Layer) -> int:
+        """Inputs that one output of the cut layer sums over."""
+        shape: tuple[int, ...] = tuple(self._weight(layer).dims)
         if layer.op == "ConvTranspose":
-            return weight_shape[1] * groups
-        return weight_shape[1] if layer.transposed else weight_shape[0]
+            return prod(shape) // (shape[1] * group_count(layer, shape))
+        return prod(shape) // shape[1 if layer.transposed else 0]
 
     def _target(self, layer: Layer, teacher: Arrays, student: Arrays, chosen: torch.Tensor | None) -> torch.Tensor:
         """The original's pre-activation at the kept outputs, made good for what the residual branch has lost."""

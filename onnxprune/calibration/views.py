@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from onnxprune.contract import Activation, ChannelView, Maker, Reader, Statistic
 from onnxprune.errors import ModelError
+from onnxprune.graph.quantised import real
 from onnxprune.graph.structure import Graph
-from onnxprune.network import Group, Layer, Member, Network
+from onnxprune.network import Group, Layer, Member, Network, Quantised
 
 Statistics = Mapping[tuple[str, type[Statistic]], Statistic]
 
@@ -30,11 +32,17 @@ def _view(
     for member in group.members:
         slot = network.slots[member.slot]
         layer = by_node.get(slot.node)
-        if layer is None or slot.parameter != layer.weight or slot.role == "follows":
+        if slot.role not in ("makes", "reads") or (layer is not None and slot.parameter != layer.weight):
             continue
-        weight = tensor(graph, layer.weight, device)
-        if slot.role == "makes":
-            makers.append(_maker(graph, layer, weight, slot.axis, member, device))
+        weight = tensor(graph, slot.parameter, device, network.quantised)
+        if layer is None:
+            rows = weight.movedim(slot.axis, 0).flatten(1)
+            if slot.role == "makes":
+                makers.append(_bare_maker(slot.parameter, rows, member))
+            else:
+                readers.append(Reader(slot.parameter, rows, torch.from_numpy(member.positions).to(device)))
+        elif slot.role == "makes":
+            makers.append(_maker(graph, network, layer, weight, slot.axis, member, device))
             activation = _loosest(activation, Activation(*layer.activation)) if len(makers) > 1 else Activation(*layer.activation)
         else:
             readers.append(_reader(layer, weight, slot.axis, member, device))
@@ -43,20 +51,29 @@ def _view(
     return ChannelView(group.name, group.size, tuple(makers), tuple(readers), activation, own)
 
 
+def _bare_maker(name: str, rows: Tensor, member: Member) -> Maker:
+    """Weights of a node that is no layer (recurrent gates, an embedding): its rows alone, without bias."""
+    where = torch.from_numpy(member.positions)
+    return Maker(name, rows[where].reshape(len(where), -1), torch.zeros(len(where), device=rows.device))
+
+
 def _loosest(a: Activation, b: Activation) -> Activation:
     """One activation for a sum of several layers: the common one, else the identity, which bounds all of them."""
     return a if a == b else Activation()
 
 
-def tensor(graph: Graph, name: str, device: str) -> Tensor:
-    """A parameter in float32. Raises ModelError where it holds no numbers: what is ranked by them would be ranked by chance."""
-    value = torch.from_numpy(graph.array(name).astype("float32"))
+def tensor(graph: Graph, name: str, device: str, quantised: Mapping[str, Quantised] = MappingProxyType({})) -> Tensor:
+    """A parameter in float32, or what its integers stand for.
+
+    Raises ModelError where it holds no numbers: what is ranked by them would be ranked by chance.
+    """
+    value = torch.from_numpy(real(graph, name, quantised).astype("float32"))
     if not bool(torch.isfinite(value).all()):
         raise ModelError(f"weight {name!r} holds NaN or infinity", "train or export the model again, or --skip its layer")
     return value.to(device)
 
 
-def _maker(graph: Graph, layer: Layer, weight: Tensor, axis: int, member: Member, device: str) -> Maker:
+def _maker(graph: Graph, network: Network, layer: Layer, weight: Tensor, axis: int, member: Member, device: str) -> Maker:
     """Rows by output channel. Batch norm behind the layer is folded in, here only: the file keeps it."""
     where = torch.from_numpy(member.positions)
     if member.block is not None:  # a grouped ConvTranspose: its blocks lie along axis 0
@@ -66,7 +83,7 @@ def _maker(graph: Graph, layer: Layer, weight: Tensor, axis: int, member: Member
     bias = torch.zeros(length, device=device)
     if layer.bias is not None:
         # A grouped ConvTranspose has several biases per stored position; their norm stands for them.
-        stored = tensor(graph, layer.bias, device).reshape(-1, length) * layer.bias_scale
+        stored = tensor(graph, layer.bias, device, network.quantised).reshape(-1, length) * layer.bias_scale
         stored = stored if member.block is None else stored[member.block[0] :][:1]
         bias = stored[0] if len(stored) == 1 else torch.linalg.vector_norm(stored, dim=0)
     scale = None

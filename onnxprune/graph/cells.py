@@ -53,37 +53,49 @@ def with_cells(
 
 
 def _soft(flow: Flow, chosen: Chosen) -> list[tuple[Joint, int]]:
-    """Joints whose slices are held together by nothing but the count: their marginal lies nowhere else."""
-    count, part = flow.components()
-    alone = np.bincount(part, minlength=count)[part] == 1
+    """Joints whose slices are held together by nothing but the count: the marginal that was taken lies nowhere else.
+
+    Nothing may look along the other axes either (a softmax over the blocks compares what lies at the same place in each).
+    """
     uses = np.zeros(flow.count, np.int64)
     for joint, _ in chosen:
         for labels in (joint.labels, *joint.marginals):
             uses[np.unique(labels)] += 1
-    for labels in (*flow.summed, *(kind for kind, _ in flow.kinds), *flow.blocks.values()):
+    for labels in flow.blocks.values():
         uses[labels] += 1
-    found = [(j, axis) for j, axis in chosen if bool((alone & (uses == 1))[j.marginals[axis]].all())]
-    by_first = {int(j.marginals[axis][0]): number for number, (j, axis) in enumerate(found)}
-    owner = np.full(flow.count, -1, np.int64)
-    for number, (joint, axis) in enumerate(found):
-        owner[joint.marginals[axis]] = number
-    bound = np.zeros(len(found) + 1, bool)
+    looked = _looked_at(flow, chosen)
+    return [
+        (joint, axis) for joint, axis in chosen
+        if not any(looked[m].any() for m in joint.marginals) and bool((uses[joint.marginals[axis]] == 1).all())
+    ]  # fmt: skip
+
+
+def _looked_at(flow: Flow, chosen: Chosen) -> Bools:
+    """Labels along which some operator does more than count: ties, pins, parameters, sums, norms."""
+    count, part = flow.components()
+    looked = np.bincount(part, minlength=count)[part] > 1
+    for labels in (*flow.summed, *flow.normalised, *(own for own, _ in flow.kinds)):
+        looked[labels] = True
+    # A grouped convolution that reads what carries no channels keeps its groups, but looks at each alone.
+    own = {(flow.graph.nodes[node].input[0], groups.tobytes()) for node, groups in flow.blocks.items()}
+    for pin in flow.pins:
+        if (pin.tensor, pin.labels.tobytes()) not in own:
+            looked[pin.labels] = True
+    joints = {joint.marginals[-1].tobytes(): joint for joint, axis in chosen if joint.labels.ndim == 2 and axis == 1}
     for slot in flow.slots:
-        number = by_first.get(int(slot.labels[0]), -1) if len(slot.labels) else -1
-        own = number >= 0 and _by_block(flow, slot, *found[number])
-        bound[np.setdiff1d(owner[slot.labels], [number] if own else [])] = True
-    return [f for f, b in zip(found, bound[:-1], strict=True) if not b]
+        joint = joints.get(slot.labels.tobytes())
+        if joint is None or not _by_block(flow, slot, joint):
+            looked[slot.labels] = True
+    return looked
 
 
-def _by_block(flow: Flow, slot: LabelledSlot, joint: Joint, axis: int) -> bool:
+def _by_block(flow: Flow, slot: LabelledSlot, joint: Joint) -> bool:
     """Whether the slot is the axis that the groups of a convolution share: each of them has other numbers there."""
     groups = flow.blocks.get(slot.node)
     stored = flow.graph.stored(flow.graph.input(slot.node, slot.input))
-    if groups is None or stored is None or stored.axes[:2] != (0, 1) or slot.axis != 1 or slot.input != 1:
+    if groups is None or stored is None or stored.axes[:2] != (0, 1) or (slot.input, slot.axis) != (1, 1):
         return False
-    return axis == 1 and joint.labels.ndim == 2 and np.array_equal(joint.marginals[0], groups) and np.array_equal(
-        joint.marginals[1], slot.labels
-    )  # fmt: skip
+    return stored.parameter == slot.parameter and np.array_equal(joint.marginals[0], groups)
 
 
 def _tie(joint: Joint, axis: int) -> tuple[Ints, Ints]:

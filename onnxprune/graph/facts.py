@@ -1,32 +1,43 @@
 """What is known of every tensor before any run: type, shape at the trial sizes, and the values of shape arithmetic.
 
-Shapes come from ONNX's own inference, over the whole model at once, and node by node for what it leaves open. Values come from
-its reference evaluator. A second inference at open sizes tells which of them hold at any size.
+Shapes come from ONNX's own inference, over the whole model at once, and node by node for what it leaves open. Values are computed
+on the way. A second inference at open sizes tells which of them hold at any size; told these, it may see further.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, defs, helper, numpy_helper, shape_inference
-from onnx.reference import ReferenceEvaluator
 
 from onnxprune.errors import ModelError
+from onnxprune.graph.arithmetic import compute
+from onnxprune.graph.surgeon import WITH_SUBGRAPHS
 
 # Values with more elements than this are weights, not shape arithmetic.
 SMALL = 4096
+# How often inference at open sizes is told what was found; no export needs more.
+ROUNDS = 4
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
+# What parameters are stored in: the small integers are quantised numbers.
+WEIGHTS = FLOATS | {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4}
 # Constant inputs, yet another value in every run.
 RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 # Operators that move numbers without changing them: what is known of the numbers moves along.
 MOVE = {"Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze"}
 # Operators that compute an entry of small values from the entries at the same place.
 ENTRYWISE = {"Add", "And", "Div", "Equal", "Greater", "Less", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Sub", "Where"}
+# Operators with an output like their input of which ONNX does not say so: deprecated (opset 18), not inferred, ORT's own.
+ALIKE = {"GroupNormalization", "MeanVarianceNormalization", "SimplifiedLayerNormalization"}
 Types = dict[str, onnx.TypeProto]
+# Operators that ONNX does not know: (node, opset, shapes known so far) -> standard nodes whose output has the same shape.
+StandIn = Callable[[onnx.NodeProto, int, Mapping[str, Sequence[int]]], Sequence[onnx.NodeProto]]
+STAND_INS: dict[tuple[str, str], StandIn] = {}
 
 
 class Facts:
@@ -45,46 +56,55 @@ class Facts:
         self.imports, self.ir_version = list(model.opset_import), model.ir_version
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.types: dict[str, int] = {}
-        self.protos: Types = {}
         self.values: dict[str, NDArray[Any]] = {}
         self.fixed: dict[str, NDArray[np.bool_]] = {}
-        self.constants: set[str] = set(parameters)
+        self.constants: set[str] = set()
         self.functions = {(f.domain, f.name): f for f in model.functions}
         self.declared = {v.name: v.type for v in [*model.graph.value_info, *model.graph.output]}
+        self._arithmetic: list[onnx.NodeProto] = []
         light = _without_weights(model)
-        self.symbolic = _inferred(light)
         self.known = _inferred(_at(light, inputs))
         elements = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}
-        for name, tensor in parameters.items():
-            self._type(name, tensor.data_type, tuple(tensor.dims))
-            if int(np.prod(tensor.dims)) <= SMALL:
-                self._value(name, np.asarray(numpy_helper.to_array(tensor)))
         for sparse in model.graph.sparse_initializer:
             self._type(sparse.values.name, sparse.values.data_type, tuple(sparse.dims))
             self.constants.add(sparse.values.name)
         for name, shape in inputs.items():
             self._type(name, elements[name], shape)
-        self.symbolic |= {v.name: v.type for v in model.graph.input if v.name in inputs}
+        self.follow(model, parameters)
+        self._fix(light, {v.name: v.type for v in model.graph.input if v.name in inputs})
+
+    def follow(self, model: onnx.ModelProto, parameters: Mapping[str, TensorProto]) -> None:
+        """Learn what is not known yet: of all tensors at first, of new names after the model was changed."""
+        self.constants.update(parameters)
+        for name, tensor in parameters.items():
+            if name not in self.shapes:
+                self._type(name, tensor.data_type, tuple(tensor.dims))
+            if name not in self.values and prod(tensor.dims) <= SMALL:
+                self._value(name, np.asarray(numpy_helper.to_array(tensor)))
         for node in model.graph.node:
             self._visit(node)
 
     def _type(self, name: str, element: int, shape: tuple[int, ...]) -> None:
         self.types[name], self.shapes[name] = element, shape
-        self.protos[name] = helper.make_tensor_type_proto(element, shape)
+
+    def _proto(self, name: str) -> onnx.TypeProto:
+        return helper.make_tensor_type_proto(self.types[name], self.shapes[name])
 
     def _value(self, name: str, value: NDArray[Any], fixed: NDArray[np.bool_] | bool = True) -> None:
-        self.values[name], self.fixed[name] = value, np.broadcast_to(fixed, value.shape)
+        self.values[name], self.fixed[name] = value, np.full(value.shape, fixed) if isinstance(fixed, bool) else fixed
 
     def _visit(self, node: onnx.NodeProto) -> None:
+        names = [name for name in node.input if name]
+        if self.constants.issuperset(names) and node.op_type not in RANDOM and not _has_graph(node):
+            self.constants.update(o for o in node.output if o)
         if all(name in self.shapes for name in node.output if name):
             return
-        names = [name for name in node.input if name]
-        if node.op_type not in RANDOM and all(n in self.constants for n in names) and not _has_graph(node):
-            self.constants.update(o for o in node.output if o)
         domain = "" if node.domain == "ai.onnx" else node.domain
         for name in node.output:
             if name in self.known:
                 self._learn(name, self.known[name])
+        if node.op_type in ALIKE and names[0] in self.shapes:
+            self._type(node.output[0], self.types[names[0]], self.shapes[names[0]])
         if any(name and name not in self.shapes for name in node.output):
             self._infer_alone(node, names, domain)
         for name in node.output:
@@ -94,30 +114,49 @@ class Facts:
 
     def _learn(self, name: str, proto: onnx.TypeProto) -> None:
         tensor = proto.tensor_type
-        if tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim):
-            self._type(name, tensor.elem_type, tuple(d.dim_value for d in tensor.shape.dim))
+        if tensor.HasField("shape"):
+            dims = tensor.shape.dim
+            shape = tuple(d.dim_value for d in dims)
+            if 0 not in shape or all(d.HasField("dim_value") for d in dims):
+                self._type(name, tensor.elem_type, shape)
+
+    def _fix(self, light: onnx.ModelProto, inputs: Types) -> None:
+        """Find out which values are the same at all sizes."""
+        waiting = self._arithmetic
+        for _ in range(ROUNDS):
+            self.symbolic = _inferred(light) | inputs
+            for node in waiting:
+                self._mark(node)
+            found = [n for node in waiting for n in node.output if n in self.fixed and bool(self.fixed[n].all())]
+            if not found:
+                return
+            _tell(light, {name: self.values[name] for name in found})
+            settled = set(found)
+            waiting = [node for node in waiting if not all(o in settled for o in node.output if o)]
 
     def _infer_alone(self, node: onnx.NodeProto, names: list[str], domain: str) -> None:
-        if not all(name in self.protos for name in names) or domain not in self.opsets:
+        if not all(name in self.shapes for name in names) or domain not in self.opsets:
             return
-        if (domain, node.op_type) in self.functions:
-            self._infer_function(node, names)
+        if (domain, node.op_type) in self.functions or (domain, node.op_type) in STAND_INS:
+            self._infer_inside(node, names)
         elif defs.has(node.op_type, domain):
             self._infer(node, names, domain)
 
-    def _infer_function(self, node: onnx.NodeProto, names: list[str]) -> None:
-        """A function of the model's own: ONNX infers through its body."""
+    def _infer_inside(self, node: onnx.NodeProto, names: list[str]) -> None:
+        """A function of the model's own, or nodes that stand for an operator: ONNX infers through them."""
         outputs = [onnx.ValueInfoProto(name=o) for o in node.output if o]
-        inputs = [onnx.ValueInfoProto(name=n, type=self.protos[n]) for n in dict.fromkeys(names)]
+        inputs = [onnx.ValueInfoProto(name=n, type=self._proto(n)) for n in dict.fromkeys(names)]
         small = helper.make_model(
-            helper.make_graph([node], "one", inputs, outputs), opset_imports=self.imports, functions=list(self.functions.values())
+            helper.make_graph(_stand_in(node, self.opsets.get("", 1), self.shapes), "one", inputs, outputs),
+            opset_imports=self.imports,
+            functions=list(self.functions.values()),
         )
         for value in shape_inference.infer_shapes(small).graph.output:
             self._learn(value.name, value.type)
 
     def _infer(self, node: onnx.NodeProto, names: list[str], domain: str) -> None:
         data = {name: numpy_helper.from_array(self.values[name], name) for name in names if name in self.values}
-        types = {name: self.protos[name] for name in names}
+        types = {name: self._proto(name) for name in names}
         try:
             schema = defs.get_schema(node.op_type, self.opsets[domain], domain)
             found = shape_inference.infer_node_outputs(
@@ -135,44 +174,54 @@ class Facts:
     def _evaluate(self, node: onnx.NodeProto, names: list[str]) -> None:
         """Compute the node if all it needs is known and small: this is how shape arithmetic is followed."""
         outputs = [o for o in node.output if o]
-        if node.op_type in ("Shape", "Size"):
-            if names[0] in self.shapes:
-                self._measure(node, self.shapes[names[0]])
+        if node.op_type in ("Shape", "Size") and names[0] in self.shapes:
+            results: list[NDArray[Any]] | None = [_measured(node, np.array(self.shapes[names[0]], np.int64))]
+        elif self._computable(node, names, outputs):
+            results = compute(node, {name: self.values[name] for name in names}, self.opsets)
+        else:
             return
-        if not all(name in self.values for name in names) or _has_graph(node) or node.op_type in RANDOM:
-            return
-        if any(int(np.prod(self.shapes.get(o, (1,)))) > SMALL for o in outputs):
-            return
-        results = self._run(node, {name: self.values[name] for name in names})
         if results is None:
             return
-        settled = all(bool(self.fixed[name].all()) for name in names)
-        masks: list[Any] | None = [settled] * len(outputs)
-        if not settled and node.op_type in MOVE:
-            masks = self._moved(node)
-        elif not settled and node.op_type in ENTRYWISE:
-            masks = [self._entrywise(node, names)]
-        for name, value, mask in zip(outputs, results, masks or [False] * len(outputs), strict=True):
+        settled = all(name in self.constants for name in outputs)
+        for name, value in zip(outputs, results, strict=True):
             if name not in self.shapes:
                 self._type(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
-            self._value(name, value, mask)
+            self._value(name, value, settled)
+        if not settled:
+            self._arithmetic.append(node)
 
-    def _measure(self, node: onnx.NodeProto, shape: tuple[int, ...]) -> None:
-        """Shape and Size: fixed where the length of the axis is."""
-        proto = self.symbolic.get(node.input[0])
-        open_axes = [not d.HasField("dim_value") for d in proto.tensor_type.shape.dim] if proto is not None else []
-        fixed = ~np.array(open_axes, bool) if len(open_axes) == len(shape) else np.zeros(len(shape), bool)
-        if node.input[0] in self.constants:
-            fixed = np.ones(len(shape), bool)
-        whole: NDArray[Any] = np.array(shape, np.int64)
-        if node.op_type == "Size":
-            self._value(node.output[0], np.array(whole.prod(), np.int64), bool(fixed.all()))
+    def _computable(self, node: onnx.NodeProto, names: Sequence[str], outputs: Sequence[str]) -> bool:
+        if not all(name in self.values for name in names) or _has_graph(node) or node.op_type in RANDOM:
+            return False
+        return all(prod(self.shapes.get(o, (1,))) <= SMALL for o in outputs)
+
+    def _mark(self, node: onnx.NodeProto) -> None:
+        """Which entries of a node's outputs are fixed, as far as is known of its inputs."""
+        outputs = [o for o in node.output if o]
+        names = [name for name in node.input if name]
+        if node.op_type in ("Shape", "Size"):
+            masks: list[NDArray[np.bool_]] | None = [self._fixed_axes(node)]
+        elif all(bool(self.fixed[name].all()) for name in names):
+            masks = [np.ones(self.values[o].shape, bool) for o in outputs]
+        elif node.op_type in MOVE:
+            masks = self._moved(node)
+        elif node.op_type in ENTRYWISE:
+            masks = [self._entrywise(node, names)]
         else:
-            given = {a.name: a.i for a in node.attribute}
-            part = slice(given.get("start", 0), given.get("end", len(shape)))
-            self._value(node.output[0], whole[part], fixed[part])
-        value = self.values[node.output[0]]
-        self._type(node.output[0], TensorProto.INT64, value.shape)
+            masks = None
+        for name, mask in zip(outputs, masks or (np.zeros(self.values[o].shape, bool) for o in outputs), strict=False):
+            self.fixed[name] = mask
+
+    def _fixed_axes(self, node: onnx.NodeProto) -> NDArray[np.bool_]:
+        """Shape and Size: fixed where the length of the axis is."""
+        proto, rank = self.symbolic.get(node.input[0]), len(self.shapes[node.input[0]])
+        if node.input[0] in self.constants:
+            fixed = np.ones(rank, bool)
+        elif proto is None or len(proto.tensor_type.shape.dim) != rank:
+            fixed = np.zeros(rank, bool)
+        else:
+            fixed = np.array([d.HasField("dim_value") for d in proto.tensor_type.shape.dim], bool)
+        return np.asarray(fixed.all()) if node.op_type == "Size" else _measured(node, fixed)
 
     def _moved(self, node: onnx.NodeProto) -> list[NDArray[np.bool_]] | None:
         """Which entries of a moved value are fixed: the node is run on the marks of its data inputs."""
@@ -182,7 +231,7 @@ class Facts:
         if not all(bool(self.fixed[n].all()) for n in node.input if n and n not in data):
             return None
         marks = {n: self.fixed[n].astype(np.int64) if n in data else self.values[n] for n in node.input if n}
-        found = self._run(node, marks)
+        found = compute(node, marks, self.opsets)
         return None if found is None else [f.astype(bool) for f in found]
 
     def _entrywise(self, node: onnx.NodeProto, names: list[str]) -> NDArray[np.bool_]:
@@ -201,12 +250,13 @@ class Facts:
             if (axes := tuple(i for i, d in enumerate(proto.tensor_type.shape.dim) if not d.HasField("dim_value")))
         }
 
-    def _run(self, node: onnx.NodeProto, inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]] | None:
-        try:
-            found = ReferenceEvaluator(node, opsets=self.opsets).run([o for o in node.output if o], inputs)
-        except Exception:  # an operator the evaluator lacks is no error: its value is just not known
-            return None
-        return [np.asarray(f) for f in found]
+
+def _measured(node: onnx.NodeProto, whole: NDArray[Any]) -> NDArray[Any]:
+    """What Shape or Size gives of something said of every axis."""
+    if node.op_type == "Size":
+        return np.asarray(whole.prod())
+    given = {a.name: a.i for a in node.attribute}
+    return whole[given.get("start", 0) : given.get("end", len(whole))]
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -216,23 +266,42 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     light.graph.input.extend(model.graph.input)
     light.graph.output.extend(model.graph.output)
     light.graph.value_info.extend(model.graph.value_info)
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+    shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             tensor = node.attribute[0].t
-            if int(np.prod(tensor.dims)) > SMALL:
+            if prod(tensor.dims) > SMALL:
                 light.graph.initializer.add(name=node.output[0], dims=tensor.dims, data_type=tensor.data_type)
                 continue
-        light.graph.node.append(node)
+        light.graph.node.extend(_stand_in(node, opset, shapes))
     for tensor in model.graph.initializer:
-        if int(np.prod(tensor.dims)) > SMALL or tensor.data_location == TensorProto.EXTERNAL:
+        if prod(tensor.dims) > SMALL or tensor.data_location == TensorProto.EXTERNAL:
             light.graph.initializer.add(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
         else:
             light.graph.initializer.append(tensor)
     return light
 
 
-def _at(light: onnx.ModelProto, inputs: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
+def _stand_in(node: onnx.NodeProto, opset: int, shapes: Mapping[str, Sequence[int]]) -> Sequence[onnx.NodeProto]:
+    """The node itself where ONNX knows it."""
+    found = STAND_INS.get((node.domain, node.op_type))
+    return [node] if found is None else found(node, opset, shapes)
+
+
+def _tell(light: onnx.ModelProto, known: Mapping[str, NDArray[Any]]) -> None:
+    """Put numbers in the place of the nodes that compute them, in place."""
+    left = onnx.GraphProto()
+    left.node.extend(node for node in light.graph.node if not (node.output and all(o in known for o in node.output if o)))
+    light.graph.ClearField("node")
+    light.graph.node.extend(left.node)
+    light.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in known.items())
+
+
+def _at(model: onnx.ModelProto, inputs: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
     """The same with its inputs at the trial sizes, and nothing believed that was declared for others."""
+    light = onnx.ModelProto()
+    light.CopyFrom(model)
     del light.graph.value_info[:]
     for value in light.graph.input:
         if value.name in inputs:
@@ -252,4 +321,6 @@ def _inferred(light: onnx.ModelProto) -> Types:
 
 
 def _has_graph(node: onnx.NodeProto) -> bool:
+    if node.domain in ("", "ai.onnx") and node.op_type not in WITH_SUBGRAPHS:
+        return False
     return any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute)

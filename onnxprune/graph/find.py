@@ -12,7 +12,7 @@ import numpy as np
 from onnx import helper
 
 from onnxprune.graph.cells import with_cells
-from onnxprune.graph.facts import FLOATS
+from onnxprune.graph.facts import WEIGHTS
 from onnxprune.graph.joints import resolve
 from onnxprune.graph.labels import Flow, components
 from onnxprune.graph.structure import Graph
@@ -22,38 +22,52 @@ from onnxprune.network import Axis, Bools, Group, Ints, Kind, Layer, Member, Net
 
 # Of several kinds that a channel is, the first counts.
 KINDS: tuple[Kind, ...] = ("head", "expert", "recurrent", "head-width", "embedding", "neuron", "channel")
+UNREAD = "no layer reads these channels"
+ALONE = "all of it is one channel, which can only go as a whole"
+GIVEN_WAY = "another axis of the same split loses slices in place of this one"
 
 
-def find(graph: Graph, *, inner: bool = False) -> Network:
-    """Layers, groups, pins and costs of a traced model. `inner`: of split channels prefer the inner part (widths to heads)."""
-    flow = walk(graph)
+def find(graph: Graph, *, inner: bool = False, through_norms: bool = False) -> Network:
+    """Layers, groups, pins and costs of a traced model.
+
+    inner           of split channels prefer the inner part (widths to heads)
+    through_norms   channels that a norm takes statistics over may go (graph.norms)
+    """
+    flow = walk(graph, through_norms=through_norms)
     count, channel = flow.components()
-    free, held, chosen = resolve(flow, channel, _pinned(flow, channel, count), inner=inner)
+    pinned = _pinned(flow, channel, count)
+    free, held, chosen = resolve(flow, channel, pinned, inner=inner)
     count, merged = components(count, free)
     channel = merged[channel]
-    joint_pins = np.zeros(count, bool)
-    joint_pins[merged[held]] = True
+    joint_pins = _flags(merged[held], count)
     slots = tuple(Slot(s.parameter, s.node, s.input, s.axis, s.role, channel[s.labels]) for s in flow.slots)
     summed = np.zeros(count, bool)
     for labels in flow.summed:
         summed[channel[labels]] = True
-    layers = tuple(_grouped(flow, channel, joint_pins, surroundings(graph, layer)) for layer in flow.layers)
+    layers = tuple(_grouped(flow, channel, joint_pins, surroundings(graph, layer, flow.quantised)) for layer in flow.layers)
     marks = sorted(flow.kinds, key=lambda mark: KINDS.index(mark[1]), reverse=True)
     kinds = {int(c): kind for labels, kind in marks for c in channel[labels]}
-    groups, loose = _groups(slots, layers, joint_pins, summed, kinds, count)
+    names = _names(graph, flow, layers)
+    groups, loose, alone = _groups(slots, names, layers, joint_pins, summed, kinds, count)
     groups = with_cells(flow, chosen, channel, groups, slots, layers)
+    given_way = _flags(merged[held & ~pinned], count) & ~_flags(merged[pinned], count)
+    pins = _pins(flow, channel, slots, layers, {UNREAD: loose, ALONE: alone})
     return Network(
         layers=layers,
         groups=groups,
-        pins=_pins(flow, channel, slots, layers, loose, _alone(groups, joint_pins | loose, slots, count), count),
+        pins=tuple(pin for pin in pins if pin.count),
+        idle_pins=(*(pin for pin in pins if not pin.count), Pin("", GIVEN_WAY, 0, np.flatnonzero(given_way))),
         slots=slots,
+        norms=tuple(flow.norms),
         channel_count=count,
         tensor_channels={t: {a: channel[v] for a, v in axes.items()} for t, axes in flow.tensors.items()},
         shapes=graph.shapes,
         input_shapes=graph.inputs,
-        mac_terms=_mac_terms(layers, slots, groups, count),
+        mac_terms=_mac_terms(graph, layers, flow.work, slots, groups, count),
         parameter_terms=_parameter_terms(graph, slots, groups, count),
         element_bytes={name: helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for name, t in graph.parameters.items()},
+        quantised=flow.quantised,
+        measured=channel[np.concatenate([np.empty(0, np.int64), *flow.measured, *flow.summed])],
         new_bias_terms=_new_bias_terms(layers, {t: channel[v[1]] for t, v in flow.tensors.items() if 1 in v}, groups, count),
     )
 
@@ -64,6 +78,12 @@ def _grouped(flow: Flow, channel: Ints, pinned: Bools, layer: Layer) -> Layer:
     return layer if groups is None else replace(layer, whole_groups=not bool(pinned[channel[groups]].all()))
 
 
+def _flags(marked: Ints, count: int) -> Bools:
+    mask = np.zeros(count, bool)
+    mask[marked] = True
+    return mask
+
+
 def _pinned(flow: Flow, channel: Ints, count: int) -> Bools:
     mask = np.zeros(count, bool)
     for pin in flow.pins:
@@ -71,17 +91,26 @@ def _pinned(flow: Flow, channel: Ints, count: int) -> Bools:
     return mask
 
 
+def _names(graph: Graph, flow: Flow, layers: Sequence[Layer]) -> dict[int, str]:
+    """node -> its name, of those that groups are named after: layers and recurrent nodes."""
+    return {node: graph.label(node) for node, _, _ in flow.work} | {layer.node: layer.name for layer in layers}
+
+
 def _groups(
-    slots: Sequence[Slot], layers: Sequence[Layer], pinned: Bools, summed: Bools, kinds: Mapping[int, Kind], count: int
-) -> tuple[tuple[Group, ...], Bools]:
-    """Free channels with the same members form a group. Also returns the free channels that nothing makes or nothing reads."""
-    roles = {role: np.zeros(count, bool) for role in ("makes", "reads", "follows")}
+    slots: Sequence[Slot], names: Mapping[int, str], layers: Sequence[Layer], pinned: Bools, summed: Bools,
+    kinds: Mapping[int, Kind], count: int,
+) -> tuple[tuple[Group, ...], Bools, Bools]:  # fmt: skip
+    """Free channels with the same members form a group.
+
+    Also returns the free channels that nothing makes or nothing reads, and those without a second one of their kind.
+    """
+    roles = {role: np.zeros(count, bool) for role in ("makes", "reads", "follows", "scales")}
     present = np.zeros(count, bool)
     for slot in slots:
         roles[slot.role][slot.channels] = True
         present[slot.channels] = True
     free = ~pinned & roles["makes"] & (roles["reads"] | summed)
-    loose = ~pinned & present & ~free
+    loose, alone = ~pinned & present & ~free, np.zeros(count, bool)
     # A random number per slot, summed over a channel's positions, is equal for two channels exactly when their members are.
     marks = np.random.default_rng(0).integers(1, 2**62, len(slots), dtype=np.int64)
     signature = np.zeros(count, np.int64)
@@ -96,11 +125,12 @@ def _groups(
     groups: dict[str, Group] = {}
     for ids in found.values():
         if len(ids) == 1:
+            alone[ids] = True
             continue
-        group = _group(np.array(ids, np.int64), slots, by_node, kinds, count)
+        group = _group(np.array(ids, np.int64), slots, names, by_node, kinds, count)
         name = _unique(group.name, groups)
         groups[name] = replace(group, name=name)
-    return tuple(groups.values()), loose
+    return tuple(groups.values()), loose, alone
 
 
 def _unique(name: str, taken: Container[str]) -> str:
@@ -109,7 +139,10 @@ def _unique(name: str, taken: Container[str]) -> str:
     return next(numbered for i in itertools.count(2) if (numbered := f"{name}#{i}") not in taken)
 
 
-def _group(ids: Ints, slots: Sequence[Slot], by_node: dict[int, Layer], kinds: Mapping[int, Kind], count: int) -> Group:
+def _group(
+    ids: Ints, slots: Sequence[Slot], names: Mapping[int, str], by_node: Mapping[int, Layer], kinds: Mapping[int, Kind],
+    count: int,
+) -> Group:  # fmt: skip
     place = np.full(count, -1, np.int64)
     place[ids] = np.arange(len(ids))
     members, makers, readers = [], [], []
@@ -121,17 +154,17 @@ def _group(ids: Ints, slots: Sequence[Slot], by_node: dict[int, Layer], kinds: M
             continue
         order = hits[np.argsort(rows[hits], kind="stable")]
         members.append(Member(number, order.reshape(len(ids), -1)))
-        layer = by_node.get(slot.node)
+        name = names.get(slot.node, slot.parameter)
         first = first or (slot.parameter if slot.role == "makes" else "")
-        if layer and slot.role == "makes":
-            makers.append(layer.name)
-        if layer and slot.role == "reads":
-            readers.append(layer.name)
+        if slot.role == "makes":
+            makers.append(name)
+        if slot.role == "reads":
+            readers.append(name)
     ops = {by_node[slots[m.slot].node].op for m in members if slots[m.slot].node in by_node}
     spatial = any(op.startswith("Conv") for op in ops)
     kind = kinds.get(int(ids[0]), "channel" if spatial else "neuron")
     return Group(
-        makers[0] if makers else first,
+        next((m for m in makers if m in names.values()), first),
         kind,
         ids,
         tuple(members),
@@ -142,38 +175,26 @@ def _group(ids: Ints, slots: Sequence[Slot], by_node: dict[int, Layer], kinds: M
     )
 
 
-def _alone(groups: Sequence[Group], others: Bools, slots: Sequence[Slot], count: int) -> Bools:
-    """Channels that are made, and neither pinned nor loose nor in a group: alone with their members."""
-    made = np.zeros(count, bool)
-    for slot in slots:
-        if slot.role == "makes":
-            made[slot.channels] = True
-    for group in groups:
-        made[group.ids] = False
-    return made & ~others
-
-
-def _pins(
-    flow: Flow, channel: Ints, slots: Sequence[Slot], layers: Sequence[Layer], loose: Bools, alone: Bools, count: int
-) -> tuple[Pin, ...]:
-    """One line for each reason that really keeps weights from leaving."""
-    weighted = np.zeros(count, bool)
+def _pins(flow: Flow, channel: Ints, slots: Sequence[Slot], layers: Sequence[Layer], others: Mapping[str, Bools]) -> list[Pin]:
+    """One entry for each tensor and reason. `others`: reasons that show only once all is known, and the channels they hold."""
+    weighted = _flags(np.empty(0, np.int64), len(others[UNREAD]))
     for slot in slots:
         if slot.role == "makes":
             weighted[slot.channels] = True
-    found: dict[tuple[str, str], Ints] = {}
+    parts: dict[tuple[str, str], list[Ints]] = {}
     for pin in flow.pins:
-        hit = np.unique(channel[pin.labels])
-        hit = hit[weighted[hit]]
-        if len(hit):
-            found[pin.tensor, pin.reason] = np.union1d(found.get((pin.tensor, pin.reason), np.empty(0, np.int64)), hit)
-    pins = [Pin(tensor, reason, len(hit)) for (tensor, reason), hit in found.items()]
+        parts.setdefault((pin.tensor, pin.reason), []).append(channel[pin.labels])
     outputs = {layer.node: layer.output for layer in layers}
-    for slot in slots:
-        for kind, reason in ((loose, "no layer reads these channels"), (alone, "one channel by itself, which always stays")):
-            if slot.role == "makes" and kind[slot.channels].any():
-                pins.append(Pin(outputs.get(slot.node, slot.parameter), reason, int(kind[slot.channels].sum())))
-    return tuple(pins)
+    for reason, held in others.items():
+        for slot in slots:
+            if slot.role == "makes" and held[slot.channels].any():
+                tensor = outputs.get(slot.node, slot.parameter)
+                parts.setdefault((tensor, reason), []).append(slot.channels[held[slot.channels]])
+    found = []
+    for (tensor, reason), held_here in parts.items():
+        channels = np.unique(np.concatenate(held_here))
+        found.append(Pin(tensor, reason, int(weighted[channels].sum()), channels))
+    return found
 
 
 def _axis(channels: Ints, groups: Sequence[Group], member_of: Ints) -> Axis:
@@ -190,15 +211,21 @@ def _member_of(groups: Sequence[Group], count: int) -> Ints:
     return found
 
 
-def _mac_terms(layers: Sequence[Layer], slots: Sequence[Slot], groups: Sequence[Group], count: int) -> tuple[Term, ...]:
+def _mac_terms(
+    graph: Graph, layers: Sequence[Layer], work: Sequence[tuple[int, int, int]], slots: Sequence[Slot],
+    groups: Sequence[Group], count: int,
+) -> tuple[Term, ...]:  # fmt: skip
+    """Of every layer, and of the weights that recurrent nodes hold besides."""
     member_of = _member_of(groups, count)
     terms = []
-    for layer in layers:
-        axes = {
-            s.axis: _axis(s.channels, groups, member_of) for s in slots if s.node == layer.node and s.parameter == layer.weight
-        }
-        sizes = prod(layer.weight_shape[a] for a in axes)
-        terms.append(Term(layer.name, layer.macs // sizes, tuple(axes.values())))
+    products = [(layer.name, layer.node, layer.weight, layer.macs) for layer in layers]
+    for node, position, macs in work:
+        stored = graph.stored(graph.input(node, position))
+        products.append((graph.label(node), node, stored.parameter if stored else "", macs))
+    for name, node, weight, macs in products:
+        axes = {s.axis: s.channels for s in slots if s.node == node and s.parameter == weight}
+        sizes = prod(len(channels) for channels in axes.values())
+        terms.append(Term(name, macs // sizes, tuple(_axis(channels, groups, member_of) for channels in axes.values())))
     return tuple(terms)
 
 
@@ -216,7 +243,7 @@ def _parameter_terms(graph: Graph, slots: Sequence[Slot], groups: Sequence[Group
         axes.setdefault(slot.parameter, {}).setdefault(slot.axis, _axis(slot.channels, groups, member_of))
     terms = []
     for name, tensor in graph.parameters.items():
-        if tensor.data_type not in FLOATS:
+        if tensor.data_type not in WEIGHTS:
             continue
         own: dict[int, Any] = axes.get(name, {})
         rest = prod(n for a, n in enumerate(tensor.dims) if a not in own)

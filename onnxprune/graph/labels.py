@@ -17,8 +17,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from onnxprune.errors import OnnxpruneError
+from onnxprune.graph.facts import STAND_INS, StandIn
 from onnxprune.graph.structure import Graph
-from onnxprune.network import Geometry, Ints, Kind, Layer, Role
+from onnxprune.network import Geometry, Ints, Kind, Layer, Norm, Quantised, Role
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,17 @@ class Flow:
     kinds   labels that are more than a plain channel (heads, recurrent units ...)
     summed  labels over which two activations are multiplied and summed: zero there is as good as gone
     blocks  grouped convolution -> the labels of its groups
+    norms   normalisations whose channels may go (only if through_norms), and the labels that they look at
+    work    (node, input, multiplications) of weights that are no layer's
+    quantised  parameter -> what its integers stand for
+    measured   labels whose values set a scale at run time
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, *, through_norms: bool = False) -> None:
         self.graph = graph
+        self.through_norms = through_norms
+        self.norms: list[Norm] = []
+        self.normalised: list[Ints] = []
         self.count = 0
         self.tensors: dict[str, dict[int, Ints]] = {}
         self.slots: list[LabelledSlot] = []
@@ -78,6 +86,9 @@ class Flow:
         self.kinds: list[tuple[Ints, Kind]] = []
         self.summed: list[Ints] = []
         self.blocks: dict[int, Ints] = {}
+        self.work: list[tuple[int, int, int]] = []
+        self.quantised: dict[str, Quantised] = {}
+        self.measured: list[Ints] = []
         self._joint_of: dict[object, Joint] = {}
 
     def fresh(self, count: int) -> Ints:
@@ -172,7 +183,33 @@ class Flow:
         if stored is None or stored.axes[axis] is None:
             self.pin(labels, name, f"constant {name!r} is computed in the graph")
             return
-        self.slots.append(LabelledSlot(stored.parameter, node, position, int(stored.axes[axis] or 0), role, labels))
+        own = int(stored.axes[axis] or 0)
+        self.slots.append(LabelledSlot(stored.parameter, node, position, own, role, labels))
+        if stored.quantised is not None:
+            self.dequantised(node, position, stored.parameter, stored.quantised, own, labels)
+
+    def dequantised(self, node: int, position: int, parameter: str, found: Quantised, axis: int, labels: Ints) -> None:
+        """Axis `axis` of a parameter of integers carries `labels`: scales and zero points follow where they differ along it."""
+        behind = self.graph.nodes[self.graph.place(node, position, parameter)[0]].output[0]
+        if self.quantised.setdefault(parameter, found) != found:
+            self.pin(labels, parameter, f"the integers of {parameter!r} stand for other numbers elsewhere")
+        if behind in self.graph.constants and self.graph.exposed(behind):
+            self.pin(labels, behind, f"{behind!r} is read outside the graph, or inside a subgraph")
+        if found.blocked == axis:
+            self.pin(labels, parameter, f"{parameter!r} is quantised in blocks of these channels")
+        elif axis in found.axes:
+            for tensor in filter(None, (*found.scales, found.zero_point)):
+                self.scale(node, position, tensor, found.axes.index(axis), labels)
+
+    def scale(self, node: int, position: int, tensor: str, axis: int, labels: Ints) -> None:
+        """A scale or zero point whose axis `axis` goes with the labels, read by input `position` of a node. One for all stays."""
+        shape, stored = self.graph.shapes[tensor], self.graph.stored(tensor)
+        if len(shape) <= axis or shape[axis] != len(labels) or len(labels) == 1:
+            return
+        if stored is None:
+            self.pin(labels, tensor, f"{tensor!r} is computed in the graph")
+        else:
+            self.slots.append(LabelledSlot(stored.parameter, node, position, int(stored.axes[axis] or 0), "scales", labels))
 
     def components(self) -> tuple[int, Ints]:
         """Number of channels, and the channel of every label."""
@@ -220,23 +257,35 @@ class Operator:
     flow: Rule
     resize: Resize | None
     note: str
+    blind: bool = False
 
 
 OPERATORS: dict[tuple[str, str], Operator] = {}
 
 
-def rule(*names: str, domain: str = "", resize: Resize | None = None, note: str = "") -> Callable[[Rule], Rule]:
+def rule(
+    *names: str,
+    domain: str = "",
+    resize: Resize | None = None,
+    note: str = "",
+    shape: StandIn | None = None,
+    blind: bool = False,
+) -> Callable[[Rule], Rule]:
     """Register a function as the rule of operators: `@rule("Relu", "Tanh")`. An operator may have one rule only.
 
     resize   called on rewriting, after the weights were cut, to mend sizes that the node stores (Conv group, Pad amounts ...)
     note     restrictions, for the support table
+    shape    of operators that ONNX does not know: see facts.StandIn
+    blind    the rule looks at no shape of an output: it is asked even where that is not known before a run
     """
 
     def register(function: Rule) -> Rule:
         for name in names:
             if (domain, name) in OPERATORS:
                 raise OnnxpruneError(f"operator {name!r} has a rule already")
-            OPERATORS[domain, name] = Operator(name, domain, function, resize, note)
+            OPERATORS[domain, name] = Operator(name, domain, function, resize, note, blind)
+            if shape is not None:
+                STAND_INS[domain, name] = shape
         return function
 
     return register

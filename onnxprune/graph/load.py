@@ -16,9 +16,13 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnxprune.errors import ModelError
 from onnxprune.graph import surgeon
 from onnxprune.graph.external import read_external, tensors
+from onnxprune.graph.inline import inline
+from onnxprune.graph.unfuse import unfuse
 
 # Above this a protobuf cannot be serialised (2 GiB) and the checker cannot be asked.
 SERIALISABLE = 1_900_000_000
+# What the checker says of operators that ONNX Runtime has.
+RUNS_ALL_THE_SAME = ("Op registered for GroupNormalization is deprecated", "No Op registered for SimplifiedLayerNormalization")
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,19 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> ModelFile:
         digest, size = _digest(files)
     if not model.graph.node:
         raise ModelError(f"{path or 'the model'} holds no nodes", "give a file that an ONNX exporter wrote")
-    notes = _check(model, str(path or "the model"))
+    notes = [*_dissolve(model), *_check(model, str(path or "the model"))]
     return ModelFile(model, path, digest, size, external, tuple(notes))
+
+
+def _dissolve(model: onnx.ModelProto) -> list[str]:
+    """Nodes that stand for several become those: what is inside can be followed then."""
+    functions, fused = inline(model), unfuse(model)
+    notes = []
+    if functions:
+        notes.append(f"{functions} functions of the model were replaced by the nodes inside them")
+    if fused:
+        notes.append(f"{fused} nodes that ONNX Runtime had fused were written as their parts; it fuses them again on loading")
+    return notes
 
 
 def _parse(path: Path) -> onnx.ModelProto:
@@ -127,7 +142,9 @@ def _check(model: onnx.ModelProto, name: str) -> list[str]:
             onnx.checker.check_model(model)
         except (onnx.checker.ValidationError, EncodeError, ValueError) as error:
             line = str(error).strip().splitlines()[0]
-            raise ModelError(f"{name} is not valid ONNX: {line.rstrip('. ')}", "export it again, or ask its maker") from error
+            if not any(words in line for words in RUNS_ALL_THE_SAME):
+                raise ModelError(f"{name} is not valid ONNX: {line.rstrip('. ')}", "export it again, or ask its maker") from error
+            notes.append(f"onnx.checker refuses the model, ONNX Runtime may take it: {line.rstrip('. ')}")
     newest = onnx.defs.onnx_opset_version()
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx") and entry.version > newest:

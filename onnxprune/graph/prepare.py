@@ -9,20 +9,16 @@ import onnx
 from onnxprune.graph import surgeon
 from onnxprune.graph.facts import FLOATS
 from onnxprune.graph.simplify import simplify
-from onnxprune.graph.structure import Graph, trace
+from onnxprune.graph.structure import Graph, trace, trace_again
 
 LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
-# What is made plain lets ONNX's inference see further, and so on; no export needs more.
-ROUNDS = 4
 
 
 def prepare(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None = None) -> tuple[Graph, int]:
     """Trace `model`; weights that the graph computes from constants are folded first, in place. Also returns how many were."""
     graph = trace(model, sizes)
-    for _ in range(ROUNDS):
-        if not simplify(graph):
-            break
-        graph = trace(model, sizes)
+    if simplify(graph):
+        graph = trace_again(graph)
     computed = {
         name
         for node in graph.nodes
@@ -33,7 +29,7 @@ def prepare(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None = 
     if not computed:
         return graph, 0
     folded = surgeon.fold(model, computed)
-    return trace(model, sizes), len(folded)
+    return trace_again(graph), len(folded)
 
 
 def _to_fold(graph: Graph, node: onnx.NodeProto, position: int, name: str) -> bool:

@@ -54,5 +54,3 @@ def _expand_targets(graph: Graph) -> dict[tuple[str, int], NDArray[np.int64]]:
         else:
             found[node.output[0], 1] = target
     return found
-
-

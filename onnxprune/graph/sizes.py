@@ -48,10 +48,26 @@ def follow(flow: Flow, index: int) -> bool:
         if moved is not None:
             flow.sizes[node.output[0]] = moved
             return True
+    if node.op_type == "Mul" and len(carrying) == 1 and _multiplied(flow, index, carrying[0]):
+        return True
     for position in carrying:
         if STATE.get(node.op_type) != position:
             pin_counts(flow, node.input[position], f"{flow.graph.label(index)!r} computes with the size of these channels")
     return False
+
+
+def _multiplied(flow: Flow, index: int, position: int) -> bool:
+    """Channels counted several times (key/value heads * repeats) are as many positions of the same channels in a row."""
+    graph, node = flow.graph, flow.graph.nodes[index]
+    factor = graph.values.get(node.input[1 - position]) if node.input[1 - position] in graph.constants else None
+    if factor is None or factor.size != 1 or factor.dtype.kind != "i" or factor.reshape(-1)[0] < 1:
+        return False
+    counts = flow.sizes[node.input[position]].copy()
+    for entry in np.flatnonzero(counts.reshape(-1) >= 0):
+        flow.counted.append(np.repeat(flow.counted[counts.reshape(-1)[entry]], int(factor.reshape(-1)[0])))
+        counts.reshape(-1)[entry] = len(flow.counted) - 1
+    flow.sizes[node.output[0]] = counts.reshape(graph.shapes[node.output[0]])
+    return True
 
 
 def _moved(flow: Flow, index: int) -> Ints | None:

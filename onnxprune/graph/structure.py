@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,17 +19,19 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph import surgeon
 from onnxprune.graph.facts import Facts
+from onnxprune.network import Quantised
 
 
 @dataclass(frozen=True)
 class Stored:
     """A constant tensor traced back to the parameter that holds its numbers.
 
-    axes[i] is the stored axis behind axis i, None where that has length 1.
+    axes[i] is the stored axis behind axis i, None where that has length 1. `quantised`: it holds integers that stand for them.
     """
 
     parameter: str
     axes: tuple[int | None, ...]
+    quantised: Quantised | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Graph:
     values: Mapping[str, NDArray[Any]] = field(repr=False)
     fixed: Mapping[str, NDArray[np.bool_]] = field(repr=False)
     open: Mapping[str, tuple[int, ...]] = field(repr=False)
+    facts: Facts = field(repr=False)
     constants: frozenset[str] = field(repr=False)
     opset: int
 
@@ -116,7 +119,10 @@ class Graph:
         return np.asarray(numpy_helper.to_array(self.parameters[parameter]))
 
     def stored(self, tensor: str) -> Stored | None:
-        """Trace a constant back through nodes that only rename or reorder axes; None where it is computed or not constant."""
+        """Trace a constant back through nodes that only rename or reorder axes, and through one DequantizeLinear.
+
+        None where it is computed or not constant.
+        """
         if tensor in self.parameters:
             return Stored(tensor, tuple(range(len(self.parameters[tensor].dims))))
         index = self.producer.get(tensor)
@@ -132,15 +138,41 @@ class Graph:
                 return source
             case "Transpose" if len(shape) == 2:
                 order = self.attribute(index, "perm") or list(range(len(shape)))[::-1]
-                return Stored(source.parameter, tuple(source.axes[i] for i in order))
+                return replace(source, axes=tuple(source.axes[i] for i in order))
             case "Unsqueeze" | "Squeeze" | "Reshape" | "Flatten":
                 long = [i for i, n in enumerate(before) if n != 1]
                 if [before[i] for i in long] != [n for n in shape if n != 1]:
                     return None
                 kept = iter(long)
-                return Stored(source.parameter, tuple(None if n == 1 else source.axes[next(kept)] for n in shape))
+                return replace(source, axes=tuple(None if n == 1 else source.axes[next(kept)] for n in shape))
+            case "DequantizeLinear" if source.quantised is None and (
+                not self.attribute(index, "block_size", 0) or source.axes == tuple(range(len(source.axes)))
+            ):
+                return replace(source, quantised=self._quantised(index, source))
             case _:
                 return None
+
+    def _quantised(self, index: int, source: Stored) -> Quantised:
+        """What a DequantizeLinear of a constant says of it; `axis` counts the axes of the parameter."""
+        scale, zero_point = self.input(index, 1), self.input(index, 2)
+        block = self.attribute(index, "block_size", 0)
+        axis = self.attribute(index, "axis", 1) % max(len(source.axes), 1)
+        if block:
+            return Quantised((scale,), zero_point, tuple(range(len(source.axes))), axis, block)
+        along = source.axes[axis] if int(np.prod(self.shapes.get(scale, ()))) > 1 else None
+        return Quantised((scale,), zero_point, () if along is None else (along,))
+
+    def place(self, node: int, position: int, parameter: str) -> tuple[int, int]:
+        """Where a copy of a parameter for one reader alone has to stand: at its input, or in front of the DequantizeLinear."""
+        found, name = (node, position), self.input(node, position)
+        while name != parameter:
+            index = self.producer[name]
+            inputs = self.nodes[index].input
+            at = next((i for i, n in enumerate(inputs) if (s := self.stored(n)) is not None and s.parameter == parameter), 0)
+            name = inputs[at]
+            if self.nodes[index].op_type == "DequantizeLinear":
+                found = index, at
+        return found
 
 
 def trace(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None = None) -> Graph:
@@ -148,19 +180,36 @@ def trace(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None = No
 
     Raises ModelError for zero-sized tensors and shapes that contradict each other.
     """
-    graph = model.graph
-    parameters = {t.name: t for t in graph.initializer}
-    for node in graph.node:
+    parameters = _parameters(model)
+    inputs = _trial_sizes(model.graph, set(parameters), sizes or {})
+    return _looked_up(model, parameters, inputs, Facts(model, parameters, inputs))
+
+
+def trace_again(graph: Graph) -> Graph:
+    """The same after nodes and initializers were changed in `graph.model`; what is known of the other tensors stays."""
+    parameters = _parameters(graph.model)
+    graph.facts.follow(graph.model, parameters)
+    return _looked_up(graph.model, parameters, graph.inputs, graph.facts)
+
+
+def _parameters(model: onnx.ModelProto) -> dict[str, TensorProto]:
+    found = {t.name: t for t in model.graph.initializer}
+    for node in model.graph.node:
         if node.op_type == "Constant" and node.domain in ("", "ai.onnx") and node.attribute and node.attribute[0].name == "value":
-            parameters[node.output[0]] = node.attribute[0].t
-    inputs = _trial_sizes(graph, set(parameters), sizes or {})
+            found[node.output[0]] = node.attribute[0].t
+    return found
+
+
+def _looked_up(
+    model: onnx.ModelProto, parameters: Mapping[str, TensorProto], inputs: Mapping[str, tuple[int, ...]], facts: Facts
+) -> Graph:
+    graph = model.graph
     users: dict[str, list[tuple[int, int]]] = {}
     captured: set[str] = set()
     for index, node in enumerate(graph.node):
         for position, name in enumerate(node.input):
             users.setdefault(name, []).append((index, position))
         captured |= surgeon.captured(node)
-    facts = Facts(model, parameters, inputs)
     return Graph(
         model=model,
         nodes=graph.node,
@@ -175,6 +224,7 @@ def trace(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None = No
         values=facts.values,
         fixed=facts.fixed,
         open=facts.open_axes(),
+        facts=facts,
         constants=frozenset(facts.constants),
         opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1),
     )

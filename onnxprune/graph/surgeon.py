@@ -22,6 +22,8 @@ from onnxprune.errors import ModelError
 
 # Above all severities of graphsurgeon, which prints to stdout what our errors say better.
 SILENT = 100
+# The only standard operators with subgraphs.
+WITH_SUBGRAPHS = {"If", "Loop", "Scan", "SequenceMap"}
 # Inputs by which a node is told sizes.
 SIZES = {"ConstantOfShape": (0,), "Expand": (1,), "Reshape": (1,), "Resize": (3,), "Slice": (1, 2), "Tile": (1,)}
 
@@ -70,9 +72,8 @@ def fold(model: onnx.ModelProto, wanted: set[str]) -> set[str]:
     """
     wanted = {o for node in model.graph.node if wanted & set(node.output) for o in node.output if o}
     ancestors = _ancestors(model.graph, wanted)
-    keep_out: Callable[[gs.Node], bool] = lambda node: not any(t.name in ancestors for t in node.outputs)  # noqa: E731
     with LoggerSuppress(G_LOGGER, SILENT):
-        graph = gs.import_onnx(model).fold_constants(fold_shapes=False, recurse_subgraphs=False, should_exclude_node=keep_out)
+        graph = gs.import_onnx(_part(model, ancestors, wanted)).fold_constants(fold_shapes=False, recurse_subgraphs=False)
     folded: set[str] = set()
     for tensor in graph.tensors().values():
         if tensor.name in wanted and isinstance(tensor, gs.Constant):
@@ -81,6 +82,20 @@ def fold(model: onnx.ModelProto, wanted: set[str]) -> set[str]:
     _drop(model.graph.node, lambda node: bool(set(node.output) & folded))
     clean(model, {name for name in ancestors if name not in folded})
     return folded
+
+
+def _part(model: onnx.ModelProto, names: set[str], wanted: set[str]) -> onnx.ModelProto:
+    """The nodes and initializers that make `names`, as a model of their own: graphsurgeon copies all that it is given."""
+    part = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    part.graph.name = "constants"
+    for node in model.graph.node:
+        if names & set(node.output):
+            part.graph.node.append(node)
+    for tensor in model.graph.initializer:
+        if tensor.name in names:
+            part.graph.initializer.append(tensor)
+    part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(wanted))
+    return part
 
 
 def settle(model: onnx.ModelProto, known: Mapping[str, NDArray[Any]]) -> int:
@@ -158,19 +173,28 @@ def clean(model: onnx.ModelProto, candidates: set[str]) -> None:
     What was unused in the original stays: it is the user's, not ours.
     """
     graph = model.graph
-    while True:
-        read = _read(graph)
-        if not _drop_makers(graph, {name for name in candidates if name not in read}):
-            return
-
-
-def _drop_makers(graph: onnx.GraphProto, dead: set[str]) -> int:
-    """Delete the nodes and initializers that make only `dead` tensors; returns how many went."""
-    gone = _drop(graph.node, lambda n: bool(n.output) and all(o in dead or not o for o in n.output))
-    gone += _drop(graph.initializer, lambda t: t.name in dead)
-    if gone:
-        _drop(graph.input, lambda i: i.name in dead)  # before IR 4 every initializer is listed as an input too
-    return gone
+    readers = Counter(name for node in graph.node for name in set(reads(node)))
+    readers.update(o.name for o in graph.output)
+    producer = {name: node for node in graph.node for name in node.output if name}
+    dead: set[str] = set()
+    stack = [name for name in candidates if not readers[name]]
+    while stack:
+        name = stack.pop()
+        if name in dead:
+            continue
+        dead.add(name)
+        node = producer.get(name)
+        if node is not None and all(o in candidates and not readers[o] for o in node.output if o):
+            stack += [o for o in node.output if o and o not in dead]
+            if all(o in dead for o in node.output if o):
+                for source in set(reads(node)):
+                    readers[source] -= 1
+                    if source in candidates and not readers[source]:
+                        stack.append(source)
+    doomed = {n for n in dead if n not in producer or all(o in dead for o in producer[n].output if o)}
+    _drop(graph.node, lambda n: bool(n.output) and all(o in doomed or not o for o in n.output))
+    _drop(graph.initializer, lambda t: t.name in doomed)
+    _drop(graph.input, lambda i: i.name in doomed)  # before IR 4 every initializer is listed as an input too
 
 
 def _drop(field: Any, unwanted: Callable[[Any], bool]) -> int:
@@ -193,6 +217,8 @@ def reads(node: onnx.NodeProto) -> list[str]:
 def captured(node: onnx.NodeProto) -> set[str]:
     """Names that the subgraphs of a node take from outside."""
     found: set[str] = set()
+    if node.domain in ("", "ai.onnx") and node.op_type not in WITH_SUBGRAPHS:
+        return found
     for attribute in node.attribute:
         for sub in [*([attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else []), *attribute.graphs]:
             own = {i.name for i in sub.input} | {t.name for t in sub.initializer}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import replace
 
 from onnxprune.graph.structure import Graph
@@ -23,12 +24,16 @@ ACTIVATIONS = {
 }
 
 
-def surroundings(graph: Graph, layer: Layer) -> Layer:
-    """The layer with bias, batch_norm, activation, residual, shared and widen_bias filled in."""
+def surroundings(graph: Graph, layer: Layer, quantised: Container[str]) -> Layer:
+    """The layer with bias, batch_norm, activation, residual, shared, quantised and widen_bias filled in.
+
+    quantised: the parameters that hold integers.
+    """
     layer = replace(layer, shared=len({node for node, _ in graph.end_users(layer.weight)}) > 1)
     layer = _separate_bias(graph, layer)
+    layer = replace(layer, quantised=layer.weight in quantised)
     bare = layer.op in ("Conv", "ConvTranspose", "Gemm") and not graph.input(layer.node, 2)
-    layer = replace(layer, widen_bias=layer.bias is None and bare)
+    layer = replace(layer, widen_bias=layer.bias is None and bare and not layer.quantised)
     tensor = layer.output
     user = graph.sole_user(tensor)
     if user is not None and graph.nodes[user].op_type == "BatchNormalization":

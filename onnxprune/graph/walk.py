@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import onnxprune.graph.rules  # noqa: F401  (registers every operator)
 from onnxprune.graph import sizes
-from onnxprune.graph.labels import Flow, operator
+from onnxprune.graph.labels import Flow, LabelledSlot, operator
 from onnxprune.graph.structure import Graph
 from onnxprune.network import Ints
 
 
-def walk(graph: Graph) -> Flow:
+def walk(graph: Graph, *, through_norms: bool = False) -> Flow:
     """Apply the rule of every node. An operator without a rule pins what it reads: safe by default."""
-    flow = Flow(graph)
+    flow = Flow(graph, through_norms=through_norms)
     for index, node in enumerate(graph.nodes):
         if node.output and all(name in graph.constants for name in node.output if name):
             continue
@@ -31,7 +31,7 @@ def _apply(flow: Flow, index: int) -> None:
     graph, node = flow.graph, flow.graph.nodes[index]
     found = operator(node.domain, node.op_type)
     missing = [n for n in node.input if n and n not in graph.shapes]
-    if found is not None and not missing and all(o in graph.shapes for o in node.output[:1]):
+    if found is not None and not missing and (found.blind or all(o in graph.shapes for o in node.output[:1] if o)):
         found.flow(flow, index)
         return
     unknown = [*missing, *node.output[:1], "it"][0]
@@ -43,12 +43,13 @@ def _apply(flow: Flow, index: int) -> None:
 def _share(flow: Flow) -> None:
     """Weights that several layers read (siamese branches, ALBERT's layers) stay one: their readers lose the same channels.
 
-    Not so what only follows: exporters merge equal biases by accident, and a copy of one costs nothing.
+    Not so what only follows: exporters merge equal biases by accident, and a copy of one costs nothing. Unless they read it
+    through one DequantizeLinear.
     """
     graph = flow.graph
     axes: dict[tuple[str, int], dict[tuple[int, int], Ints]] = {}
     for slot in flow.slots:
-        if slot.role != "follows":
+        if slot.role in ("makes", "reads") or _behind_one(graph, slot):
             axes.setdefault((slot.parameter, slot.axis), {})[slot.node, slot.input] = slot.labels
     for (parameter, _), found in axes.items():
         users = graph.end_users(parameter)
@@ -59,3 +60,9 @@ def _share(flow: Flow) -> None:
             flow.tie(first, labels)
         for user in [u for u in users if u not in found]:
             flow.pin(first, parameter, f"{graph.label(user[0])!r} shares this weight and needs all of it")
+
+
+def _behind_one(graph: Graph, slot: LabelledSlot) -> bool:
+    """Whether the node reads the parameter through a DequantizeLinear that others read too."""
+    node, position = graph.place(slot.node, slot.input, slot.parameter)
+    return (node, position) != (slot.node, slot.input) and len(graph.end_users(graph.nodes[node].output[0])) > 1

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from onnxprune.figures import SCHEMA
+from onnxprune.network import USUAL_KINDS, Layer, Network
 from onnxprune.network import Group as ChannelGroup
-from onnxprune.network import Layer, Network
 from onnxprune.report import units
 from onnxprune.report.essentials import pinned_reasons
 from onnxprune.report.text import pin_table, plain_table, ruled_table, titled
 
 
-def describe(network: Network, path: str | None = None) -> dict[str, Any]:
-    """The JSON form of `onnxprune inspect`. `macs_per_channel`: what one channel of the group costs in the model as it is."""
+def describe(network: Network, path: str | None = None, kinds: Sequence[str] = ()) -> dict[str, Any]:
+    """The JSON form of `onnxprune inspect`. `macs_per_channel`: what one channel of the group costs in the model as it is.
+
+    kinds: list groups of these alone. `opt_in`: such groups are pruned only when their kind is asked for.
+    """
     cost = network.cost()
     return {
         "schema": SCHEMA,
@@ -27,7 +30,7 @@ def describe(network: Network, path: str | None = None) -> dict[str, Any]:
         "parameters": cost.parameters,
         "parameter_bytes": cost.bytes,
         "layers": [_layer(layer) for layer in network.layers],
-        "groups": [_group(network, group, cost.macs) for group in network.groups],
+        "groups": [_group(network, group, cost.macs) for group in network.groups if not kinds or group.kind in kinds],
         "pinned": [{"tensor": pin.tensor, "reason": pin.reason, "channels": pin.count} for pin in network.pins],
     }
 
@@ -54,6 +57,7 @@ def _group(network: Network, group: ChannelGroup, macs: int) -> dict[str, Any]:
         "channels": group.size,
         "makers": list(group.makers),
         "readers": list(group.readers),
+        "opt_in": group.kind not in USUAL_KINDS,
         "macs_per_channel": macs - network.cost({group.name: group.size - 1}).macs,
     }
 
@@ -97,6 +101,7 @@ def _groups(found: Mapping[str, Any], verbose: bool) -> RenderableType:
     table = ruled_table()
     for name in ("channels", "MACs each"):
         table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("kind", no_wrap=True)
     table.add_column("group", overflow="fold")
     for name in ("made by", "read by"):
         table.add_column(name, overflow="fold")
@@ -104,7 +109,8 @@ def _groups(found: Mapping[str, Any], verbose: bool) -> RenderableType:
     for group in groups:
         layers = (Text(units.shortened(group[key], most), "dim") for key in ("makers", "readers"))
         counts = (f"{group['channels']:,}", units.count(group["macs_per_channel"]))
-        table.add_row(*counts, Text(units.printable(group["name"])), *layers)
+        kind = Text(f"{group['kind']}{' (only with --kind)' if group['opt_in'] else ''}")
+        table.add_row(*counts, kind, Text(units.printable(group["name"])), *layers)
     channels = sum(group["channels"] for group in groups)
     sets = units.plural(len(groups), "set")
     return titled("Groups", f"{channels:,} removable channels in {sets} that live and die together", table)

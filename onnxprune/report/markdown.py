@@ -76,11 +76,14 @@ def _notes(report: Mapping[str, Any]) -> str:
 def _groups(report: Mapping[str, Any]) -> str:
     groups, more = essentials.largest_groups(report, essentials.MOST_GROUPS)
     rows = [
-        (escaped(g["name"]), f"{g['channels']:,}", f"{g['kept']:,}", essentials.gone(g), str(len(g["layers"]))) for g in groups
+        (escaped(g["name"]), g["kind"], f"{g['channels']:,}", f"{g['kept']:,}", essentials.gone(g), str(len(g["layers"])))
+        for g in groups
     ]
     if not rows:
         return ""
-    body = table(("group", "channels", "kept", "gone", "layers"), rows) + (f"\n\nand {more} smaller groups" if more else "")
+    body = table(("group", "kind", "channels", "kept", "gone", "layers"), rows, words=2) + (
+        f"\n\nand {more} smaller groups" if more else ""
+    )
     return _folded(f"{units.plural(len(groups) + more, 'group')} of channels", body)
 
 

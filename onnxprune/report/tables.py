@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnxprune.graph.rules  # noqa: F401  (registers every operator)
 from onnxprune.graph.labels import OPERATORS
+from onnxprune.graph.unfuse import WRITERS
 from onnxprune.methods import METHODS
 
 
@@ -23,14 +24,19 @@ def methods() -> str:
 
 
 def operators() -> str:
-    """Operators by what is said of them; those without a remark let every channel through."""
+    """Operators by what is said of them, those of other domains by their full name; no remark: every channel goes through."""
     by_note: dict[str, list[str]] = {}
     for operator in OPERATORS.values():
-        by_note.setdefault(operator.note or "channels go through", []).append(operator.name)
+        by_note.setdefault(operator.note or "channels go through", []).append(_full(operator.domain, operator.name))
+    by_note["written as the nodes that they were fused from"] = [_full(domain, name) for domain, name in WRITERS if domain]
     lines = ["| operators | what happens to the channels |", "|---|---|"]
     for note, names in sorted(by_note.items(), key=lambda item: sorted(item[1])[0]):
         lines.append(f"| {', '.join(sorted(set(names)))} | {note} |")
     return "\n".join(lines)
+
+
+def _full(domain: str, name: str) -> str:
+    return f"{domain}.{name}" if domain else name
 
 
 TABLES = {"methods": methods, "operators": operators}

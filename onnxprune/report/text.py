@@ -90,6 +90,7 @@ def _groups(report: Mapping[str, Any], verbose: bool) -> RenderableType | None:
     table = ruled_table()
     for name in ("channels", "kept", "gone"):
         table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("kind", no_wrap=True)
     heading = "group, made or read by" if verbose else "group"
     table.add_column(heading, overflow="fold" if verbose else "ellipsis", no_wrap=not verbose)
     table.add_column("layers", justify="right", no_wrap=True)
@@ -97,7 +98,9 @@ def _groups(report: Mapping[str, Any], verbose: bool) -> RenderableType | None:
         cell = Text(units.printable(group["name"]))
         if verbose:
             cell.append(f"\n{units.shortened(group['layers'], 100)}", "dim")
-        table.add_row(f"{group['channels']:,}", f"{group['kept']:,}", essentials.gone(group), cell, str(len(group["layers"])))
+        table.add_row(
+            f"{group['channels']:,}", f"{group['kept']:,}", essentials.gone(group), group["kind"], cell, str(len(group["layers"]))
+        )
     body = Group(table, Text(f"the {len(groups)} largest; --verbose lists {more} more", "dim")) if more else table
     return titled("Groups", f"{units.plural(len(groups) + more, 'set')} of channels that live and die together", body)
 

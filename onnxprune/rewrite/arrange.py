@@ -21,6 +21,7 @@ from onnxprune.rewrite.cut import as_read, free_name, replace_numbers
 
 # axis -> which old position every new one holds; (blocks, length) where each block of a grouped convolution has its own order
 Orders = dict[int, Ints]
+User = tuple[int, int]
 Scores = Mapping[str, Sequence[NDArray[np.float64]]]
 Removed = dict[str, dict[str, list[int]]]
 
@@ -41,17 +42,19 @@ def arrange(graph: Graph, network: Network, scores: Scores) -> dict[str, Orders]
     returns   parameter -> where everything came from; empty where all was in order. The graph has to be traced again: users of
               a shared parameter that now want it in different orders have clones, 'name@node'.
     """
-    moves = _moves(network, scores)
+    plan = _plan(graph, network, scores)
+    if not _possible(graph, plan):
+        return {}
     found: dict[str, Orders] = {}
     taken = {*graph.parameters, *graph.producer, *graph.inputs}
-    for name in dict.fromkeys(s.parameter for s in network.slots if (s.node, s.input) in moves):
-        users = {user: moves.get(user, {}) for user in graph.end_users(name)}
+    for name, users in plan.items():
         if len({_signature(orders) for orders in users.values()}) == 1 and not graph.exposed(name):
             found[name] = next(iter(users.values()))
             replace_numbers(graph.parameters[name], graph.parameters[name], _moved(graph.array(name), found[name]))
             continue
-        for (node, position), orders in users.items():
+        for user, orders in users.items():
             if orders:
+                node, position = graph.place(*user, name)
                 own = free_name(f"{name}@{graph.label(node)}", taken)
                 value = as_read(graph, graph.input(node, position), name, _moved(graph.array(name), orders))
                 surgeon.add_initializer(graph.model, numpy_helper.from_array(np.ascontiguousarray(value), own))
@@ -61,9 +64,9 @@ def arrange(graph: Graph, network: Network, scores: Scores) -> dict[str, Orders]
     return found
 
 
-def _moves(network: Network, scores: Scores) -> dict[tuple[int, int], Orders]:
-    """(node, input) -> the order in which it has to find its positions; only what changes."""
-    found: dict[tuple[int, int], Orders] = {}
+def _plan(graph: Graph, network: Network, scores: Scores) -> dict[str, dict[User, Orders]]:
+    """parameter -> (node, input) of its users -> the orders in which they have to find it; only parameters that change."""
+    found: dict[str, dict[User, Orders]] = {}
     for group in network.groups:
         for cell, ranked in zip(group.cells, scores.get(group.name, ()), strict=False):
             order = np.argsort(-ranked, kind="stable")
@@ -71,14 +74,28 @@ def _moves(network: Network, scores: Scores) -> dict[tuple[int, int], Orders]:
                 continue
             for member in cell.members:
                 slot = network.slots[member.slot]
-                own = found.setdefault((slot.node, slot.input), {})
+                own = found.setdefault(slot.parameter, {}).setdefault((slot.node, slot.input), {})
                 still = np.arange(len(slot.channels))
                 if member.block is None:
                     own.setdefault(slot.axis, still)[member.positions] = member.positions[order]
                 else:
                     block, of = member.block
                     own.setdefault(slot.axis, np.tile(still, (of, 1)))[block, member.positions] = member.positions[order]
+    for name, users in found.items():
+        for user in graph.end_users(name):
+            users.setdefault(user, {})
     return found
+
+
+def _possible(graph: Graph, plan: Mapping[str, Mapping[User, Orders]]) -> bool:
+    """Not where two users read a parameter through one node (DequantizeLinear) and want it in different orders."""
+    for name, users in plan.items():
+        wanted: dict[User, set[tuple[object, ...]]] = {}
+        for user, orders in users.items():
+            wanted.setdefault(graph.place(*user, name), set()).add(_signature(orders))
+        if any(len(signatures) > 1 for signatures in wanted.values()):
+            return False
+    return True
 
 
 def _signature(orders: Orders) -> tuple[object, ...]:

@@ -6,7 +6,7 @@ Nodes are neither added nor removed, so that node i of the result is node i of t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,8 @@ from onnx import helper, numpy_helper
 from onnxprune.graph import surgeon
 from onnxprune.graph.labels import operator
 from onnxprune.graph.structure import Graph, Stored
-from onnxprune.network import Bools, Ints, Network
+from onnxprune.network import Bools, Ints, Network, Place
+from onnxprune.rewrite.rescale import factors
 
 Kept = dict[int, Ints]
 
@@ -28,7 +29,7 @@ class Cut:
     """A model with channels removed.
 
     removed   original parameter ('name@node' where users of a shared one keep different positions) -> axis -> positions that went
-    renamed   (node, input) -> name of the parameter it reads now, where that is a clone
+    renamed   (node, input) as in Graph.place -> name of the parameter it reads now, where that is a clone
     """
 
     model: onnx.ModelProto = field(repr=False)
@@ -52,8 +53,10 @@ def cut(graph: Graph, network: Network, alive: Bools) -> Cut:
     edit = _Edit(graph, network, alive, model, parameters)
     for index, node in enumerate(graph.nodes):
         found = operator(node.domain, node.op_type)
-        if found is not None and found.resize is not None and node.output[0] not in graph.constants:
+        known = all(name in graph.shapes for name in [*node.input, *node.output[:1]] if name)
+        if found is not None and found.resize is not None and known and node.output[0] not in graph.constants:
             found.resize(edit, index)
+    _rescale_norms(graph, network, alive, edit, renamed, removed)
     _restate_constant_reshapes(graph, plan, removed, edit)
     _restate_shapes(graph, network, alive, model, removed)
     return Cut(model, removed, renamed)
@@ -132,6 +135,7 @@ def _cut_parameter(
     for (node, position), kept in users.items():
         if not kept:
             continue
+        node, position = graph.place(node, position, name)
         key = node, _signature(kept)
         if key not in clones:
             clones[key] = free_name(f"{name}@{graph.label(node)}", {*parameters, *graph.producer, *graph.inputs})
@@ -158,7 +162,7 @@ def _take(graph: Graph, name: str, kept: Kept) -> NDArray[Any]:
 
 
 def as_read(graph: Graph, tensor: str, parameter: str, value: NDArray[Any]) -> NDArray[Any]:
-    """The clone stands where its user reads, behind any Transpose or Unsqueeze: bring it into that order of axes."""
+    """The clone stands where its user reads, behind any Transpose, Unsqueeze or Cast: bring it into that form."""
     stored = graph.stored(tensor)
     if tensor == parameter or stored is None:
         return value
@@ -166,7 +170,7 @@ def as_read(graph: Graph, tensor: str, parameter: str, value: NDArray[Any]) -> N
     rest = [a for a in range(value.ndim) if a not in order]
     moved = value.transpose([*order, *rest])
     shape = [1 if a is None else value.shape[a] for a in stored.axes]
-    return moved.reshape(shape)
+    return moved.reshape(shape).astype(helper.tensor_dtype_to_np_dtype(graph.types[tensor]))
 
 
 def replace_numbers(target: onnx.TensorProto, original: onnx.TensorProto, value: NDArray[Any]) -> None:
@@ -231,6 +235,10 @@ class _Edit:
         self._parameters[new] = surgeon.add_initializer(self._model, tensor)
         inputs[position] = new
 
+    def reads(self, node: int, position: int) -> str:
+        """Name of an input in the cut model."""
+        return str(self._model.graph.node[node].input[position])
+
     def set_attribute(self, node: int, name: str, value: Any) -> None:
         target = self._model.graph.node[node]
         for number, attribute in enumerate(target.attribute):
@@ -244,6 +252,48 @@ class _Edit:
         if value is None:
             return
         target.attribute.append(helper.make_attribute(name, value))
+
+    def multiply(self, name: str, factor: float, places: Sequence[Place]) -> str:
+        """Numbers times a factor where `places` read `name`: in place if they alone do, else in a copy. Returns its name."""
+        readers = sum(read == name for node in self._model.graph.node for read in node.input)
+        value = self._numbers(name, places[0])
+        value = np.asarray((value.astype(np.float64) * factor).astype(value.dtype))
+        if name in self._parameters and readers == len(places) and not self.graph.exposed(name):
+            replace_numbers(self._parameters[name], self._parameters[name], value)
+            return name
+        new = free_name(f"{name}@{self.graph.label(places[0][0])}", {*self._parameters, *self.graph.producer, *self.graph.inputs})
+        self._parameters[new] = surgeon.add_initializer(self._model, numpy_helper.from_array(np.ascontiguousarray(value), new))
+        for node, position in places:
+            self._model.graph.node[node].input[position] = new
+        return new
+
+    def _numbers(self, name: str, place: Place) -> NDArray[Any]:
+        """As the node reads them, after the cut and behind any Cast or Unsqueeze."""
+        if name in self._parameters:
+            return np.asarray(numpy_helper.to_array(self._parameters[name]))
+        stored = self.graph.stored(name)
+        assert stored is not None, name  # graph.norms lets no channels go through other norms
+        value = as_read(self.graph, name, stored.parameter, numpy_helper.to_array(self._parameters[stored.parameter]))
+        return np.asarray(value.astype(helper.tensor_dtype_to_np_dtype(self.graph.types[name])))
+
+
+def _rescale_norms(
+    graph: Graph, network: Network, alive: Bools, edit: _Edit, renamed: dict[Place, str], removed: dict[str, dict[str, list[int]]]
+) -> None:
+    """Norms go on counting the channels they had; a scale or epsilon that several of them read is copied once per factor."""
+    inputs, epsilons = factors(graph, network, alive)
+    for node, value in epsilons.items():
+        edit.set_attribute(node, "epsilon", value)
+    places: dict[tuple[str, float], list[Place]] = {}
+    for (node, position), factor in inputs.items():
+        places.setdefault((edit.reads(node, position), factor), []).append((node, position))
+    for (name, factor), own in places.items():
+        new = edit.multiply(name, factor, own)
+        if new != name:
+            renamed.update(dict.fromkeys(own, new))
+            stored = graph.stored(name) if name in graph.constants else None
+            gone = removed.get(name) or removed.get(stored.parameter if stored else "")
+            removed.update({new: gone} if gone else {})
 
 
 def _restate_constant_reshapes(graph: Graph, plan: Mapping[str, Any], removed: Mapping[str, Any], edit: _Edit) -> None:

@@ -20,13 +20,21 @@ User = tuple[int, int]
 Factors = dict[int, NDArray[np.float64]]
 
 
-def reweigh(made: Cut, graph: Graph, network: Network, plans: Mapping[str, ChannelPlan]) -> None:
-    """Multiply the readers' weights of every kept channel by the plan's factor, in place; nobody else's weights change."""
+def reweigh(made: Cut, graph: Graph, network: Network, plans: Mapping[str, ChannelPlan]) -> dict[str, str]:
+    """Multiply the readers' weights of every kept channel by the plan's factor, in place; nobody else's weights change.
+
+    Returns the layers that were left as they are, with the reason.
+    """
+    left: dict[str, str] = {}
     factors, alive = _factors(network, plans)
     readers: dict[str, dict[User, Factors]] = {}
     for slot in network.slots:
         factor = factors[slot.channels[alive[slot.channels]]]
         if slot.role != "reads" or (factor == 1).all():
+            continue
+        if slot.parameter in network.quantised:
+            # A factor per input would need a scale per input, or new integers that round and overflow.
+            left[graph.label(slot.node)] = "its weights are quantised"
             continue
         user, axis = (slot.node, slot.input), slot.axis
         name = made.renamed.get(user, slot.parameter)
@@ -40,6 +48,7 @@ def reweigh(made: Cut, graph: Graph, network: Network, plans: Mapping[str, Chann
             stored.setdefault(node.output[0], node.attribute[0].t)
     for name, users in readers.items():
         _scale_readers(made, graph, stored, name, users)
+    return left
 
 
 def _factors(network: Network, plans: Mapping[str, ChannelPlan]) -> tuple[NDArray[np.float64], Bools]:

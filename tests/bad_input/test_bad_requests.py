@@ -35,6 +35,8 @@ from onnxprune import devices
         ("--ratio 0.4 --beta nan", "beta"),
         ("--ratio 0.4 --only fc9*", "no group or layer 'fc9*'"),
         ("--ratio 0.4 --skip nothing", "no group or layer 'nothing'"),
+        ("--ratio 0.4 --kind heads", "no kind of channel 'heads'; did you mean 'head'"),
+        ("--ratio 0.4 --kind colour", "there are: channel, embedding, expert"),
         ("--ratio 0.4 --align 0", "positive number"),
         ("--ratio 0.4 --device cuda:99", "use "),
         ("--ratio 0.4 --device tpu", "cuda:N"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -40,9 +41,10 @@ def files(folders: Sequence[Path], only: str, below: float) -> list[Path]:
 def measured(path: Path, ratios: Sequence[float], seed: int, timeout: float) -> Row:
     """The row of one file, from a process that may crash or hang."""
     worker = Path(__file__).with_name("corpus_measure.py")
+    here = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     command = [sys.executable, str(worker), str(path), str(seed), *map(str, ratios)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, env=here)
     except subprocess.TimeoutExpired:
         return {"error": f"not done after {timeout:g} s"}
     if done.returncode < 0:

@@ -29,7 +29,8 @@ from onnxprune.calibration.noise import noise_maker
 from onnxprune.calibration.samples import input_specs, valid_ids
 from onnxprune.graph.find import find
 from onnxprune.graph.load import load
-from onnxprune.graph.structure import Graph, prepare
+from onnxprune.graph.prepare import prepare
+from onnxprune.graph.structure import Graph
 from onnxprune.network import Network
 from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.finish import finish

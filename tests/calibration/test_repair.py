@@ -275,7 +275,7 @@ def peak_memory(case, sequential):
 def test_memory_does_not_grow_with_the_samples(monkeypatch, sequential):
     """With a store that holds next to nothing in memory, eight times the samples take about the same."""
     real = module.Store
-    monkeypatch.setattr(module, "Store", lambda: real(budget=1))
+    monkeypatch.setattr(module, "Store", lambda budget: real(budget=1))
     model = matmuls()
     peaks = []
     for count in (300, 300, 2400):  # the first one warms up

@@ -24,11 +24,13 @@ class FakeLibrary:
         self.raises = None
         self.prints = ""
         self.network = None
+        self.explanation = None
 
     def prune(self, model, method="coreset-channel", ratio=None, *, target=None, data=None, test_data=None, labels=None,
               budget="auto", align="auto", repair="auto", sequential=None, reweigh=True, beta=None, options=None, only=(),
-              skip=(), device="auto", threads=1, seed=0, samples=1024, held_out=0.2, batch=32, input_shapes=None, mean=None,
-              std=None, layout="auto", latency=True, gates=(), output=None, progress=None):  # fmt: skip
+              skip=(), kinds=(), through_norms=False, device="auto", threads=1, seed=0, samples=1024, held_out=0.2, batch=32,
+              input_shapes=None, mean=None, std=None, layout="auto", latency=True, gates=(), output=None,
+              progress=None):  # fmt: skip
         self._note(locals())
         return SimpleNamespace(report=self.report)
 
@@ -37,9 +39,13 @@ class FakeLibrary:
         self._note(locals())
         return self.report | {"method": None, "groups": [], "pinned": []}
 
-    def inspect(self, model, *, input_shapes=None):
+    def inspect(self, model, *, input_shapes=None, kinds=(), through_norms=False):
         self._note(locals())
         return self.network
+
+    def explain(self, model, tensor, *, input_shapes=None, kinds=(), through_norms=False):
+        self._note(locals())
+        return self.explanation
 
     def _note(self, arguments):
         self.calls.append({key: value for key, value in arguments.items() if key != "self"})
@@ -52,7 +58,7 @@ class FakeLibrary:
 @pytest.fixture
 def library(monkeypatch):
     fake = FakeLibrary()
-    for name in ("prune", "compare", "inspect"):
+    for name in ("prune", "compare", "inspect", "explain"):
         monkeypatch.setattr(onnxprune, name, getattr(fake, name), raising=False)
     return fake
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from onnxprune import contract, methods, runtime
+from onnxprune.graph.why import AxisStory, Cause, Explanation, Step
 from onnxprune.network import Group, Network, Pin
 
 NETWORK = Network(
@@ -31,10 +32,48 @@ def test_inspect_shows_and_writes(run, library, model):
     library.network = NETWORK
     result = run("inspect", model, "--input-shape", "x:1,4", "--json", "found.json")
     assert result.exit_code == 0, result.stderr
-    assert library.calls == [{"model": model, "input_shapes": {"x": (1, 4)}}]
+    assert library.calls == [{"model": model, "input_shapes": {"x": (1, 4)}, "kinds": (), "through_norms": False}]
     assert "hidden" in result.stdout
     assert "graph output" in result.stdout
     assert json.loads(Path("found.json").read_text("utf-8"))["groups"][0]["name"] == "hidden"
+
+
+def test_inspect_of_one_kind(run, library, model):
+    library.network = NETWORK
+    run("inspect", model, "--kind", "head", "--json", "found.json")
+    assert library.calls[0]["kinds"] == ("head",)
+    assert json.loads(Path("found.json").read_text("utf-8"))["groups"] == []
+    assert run("inspect", model, "--kind", "neuron").stdout.count("hidden") == 1
+
+
+def test_why(run, library, model):
+    steps = (Step("c", "Conv", "z", "Conv c makes 8 channels"),)
+    story = AxisStory(0, 16, 8, (("hidden", "neuron", 5),), (Cause("z", "graph output 'z'", 3, steps),))
+    library.explanation = Explanation("w", "weight", (story,))
+    result = run("inspect", model, "--why", "w", "--kind", "head", "--json", "found.json")
+    assert library.calls == [{"model": model, "tensor": "w", "input_shapes": None, "kinds": ("head",), "through_norms": False}]
+    assert "axis 0: 8 channels on 16 positions" in result.stdout
+    assert "5 can go: group hidden (kind neuron)" in result.stdout
+    assert "3 may not: weight 'w' -> Conv c makes 8 channels -> graph output 'z'" in result.stdout
+    found = json.loads(Path("found.json").read_text("utf-8"))["why"]
+    assert found["axes"][0]["pinned"][0]["chain"] == [
+        {"node": "c", "op": "Conv", "tensor": "z", "text": "Conv c makes 8 channels"}
+    ]
+
+
+def test_why_of_what_carries_no_channels(run, library, model):
+    library.explanation = Explanation("x", "input", ())
+    assert "carries no channels: it is an input of the model" in run("inspect", model, "--why", "x").stdout
+
+
+def test_why_names_the_nearest_reasons_first(run, library, model):
+    causes = tuple(Cause(f"t{i}", f"reason {i}", 3, ()) for i in range(5))
+    library.explanation = Explanation("w", "weight", (AxisStory(0, 8, 8, (), causes),))
+    output = run("inspect", model, "--why", "w").stdout
+    assert "reason 2" in output
+    assert "reason 3" not in output
+    assert "2 more reasons, farther away (--verbose)" in output
+    assert "reason 4" in run("inspect", model, "--why", "w", "--verbose").stdout
 
 
 def test_inspect_json_alone(run, library, model):

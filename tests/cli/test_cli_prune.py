@@ -14,9 +14,9 @@ def test_defaults_are_left_to_the_library(run, library, model):
         {
             "model": "net.onnx", "method": "coreset-channel", "ratio": 0.4, "target": None, "data": None, "test_data": None,
             "labels": None, "budget": "auto", "align": "auto", "repair": "auto", "sequential": None, "reweigh": True,
-            "beta": None, "options": {}, "only": (), "skip": (), "device": "auto", "threads": 1, "seed": 0, "samples": 1024,
-            "held_out": 0.2, "batch": 32, "input_shapes": None, "mean": None, "std": None, "layout": "auto", "latency": True,
-            "gates": (), "output": "net.pruned.onnx", "progress": None,
+            "beta": None, "options": {}, "only": (), "skip": (), "kinds": (), "through_norms": False, "device": "auto",
+            "threads": 1, "seed": 0, "samples": 1024, "held_out": 0.2, "batch": 32, "input_shapes": None, "mean": None,
+            "std": None, "layout": "auto", "latency": True, "gates": (), "output": "net.pruned.onnx", "progress": None,
         }
     ]  # fmt: skip
 
@@ -39,6 +39,8 @@ def test_defaults_are_left_to_the_library(run, library, model):
         ("--beta 2.5", "beta", 2.5),
         ("--option tries=3 --option kind=a=b --option exact=true", "options", {"tries": 3, "kind": "a=b", "exact": True}),
         ("--only a* --only b", "only", ("a*", "b")),
+        ("--through-norms", "through_norms", True),
+        ("--kind neuron,head --kind head-width", "kinds", ("neuron", "head", "head-width")),
         ("--skip head", "skip", ("head",)),
         ("--device cuda:1", "device", "cuda:1"),
         ("--threads 4", "threads", 4),

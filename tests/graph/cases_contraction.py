@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from tests.graph.cases import CASES, Case, dense, ints, simple
 from tests.graph.nets import net, node, values
 
@@ -223,11 +225,26 @@ HEADS = [
     node("MatMul", "o wo", "y", name="out"),
 ]
 HEAD_WEIGHTS = {n: values(8, 12) for n in ("wq", "wk", "wv")} | {"wo": values(12, 8), "join": ints(0, 0, 12)}
-CASES["attention_heads"] = dense(
-    HEADS, HEAD_WEIGHTS | {"split": ints(0, 0, 4, 3)}, {"q_": 4}, shape=("N", 5, 8)
-)
+CASES["attention_heads"] = dense(HEADS, HEAD_WEIGHTS | {"split": ints(0, 0, 4, 3)}, {"q_": 4}, shape=("N", 5, 8))
 CASES["attention_of_one_head_loses_width"] = dense(
     HEADS, HEAD_WEIGHTS | {"split": ints(0, 0, 1, 12)}, {"q_": 12, "v_": 12}, shape=("N", 5, 8)
+)
+# One matrix makes queries, keys and values: their widths go together, and the product is read by a layer too.
+CASES["one_matrix_for_attention_of_one_head"] = dense(
+    [
+        node("MatMul", "x wqkv", "m", name="qkv"),
+        node("Reshape", "m split", "s"),
+        node("Transpose", "s", "t", perm=[2, 0, 1, 3]),
+        *(node("Gather", f"t {n}", n + "h", axis=0) for n in "qkv"),
+        node("Transpose", "kh", "kt", perm=[0, 2, 1]),
+        node("MatMul", "qh kt", "scores"),
+        node("Softmax", "scores", "p", axis=-1),
+        node("MatMul", "p vh", "c"),
+        node("MatMul", "c wo", "y", name="out"),
+    ],
+    {"wqkv": values(8, 36), "split": ints(0, 0, 3, 12), "wo": values(12, 8), **{n: np.array(i) for i, n in enumerate("qkv")}},
+    {"qkv": 12},
+    shape=("N", 5, 8),
 )
 CASES["einsum_heads"] = dense(
     [

@@ -167,3 +167,9 @@ CASES["constant_added_to_rows"] = dense(
     {"one": 7},
     shape=("N", 3, 5),
 )
+# What an activation is broadcast over brings the axis in: it is cut with the channels that it meets.
+simple(
+    "constant_over_a_broadcast_activation",
+    [node("ReduceMean", "x", "m", axes=[1, 2, 3]), node("Mul", "m k", "mk"), node("Add", "a mk", "b")],
+    {"k": values(6, 1, 1)},
+)

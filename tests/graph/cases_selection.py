@@ -72,7 +72,7 @@ simple(
     [node("Gather", "a i", "b", axis=1)],
     {"i": ints(0, 0, 1, 2, 3, 4, 5)},
     {"first": 5},
-    (("a", "by itself"),),
+    (("a", "one channel"),),
     reads=7,
 )
 simple(

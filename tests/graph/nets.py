@@ -19,6 +19,17 @@ from onnxprune.graph.prepare import prepare
 from onnxprune.rewrite.cut import Cut, cut
 
 F32 = TensorProto.FLOAT
+RECURRENT = ("GRU", "LSTM", "RNN")
+# Products of integers: positions of the weights and of the zero point of the activation.
+INTEGERS = {
+    "ConvInteger": (1, 2), "MatMulInteger": (1, 2), "MatMulIntegerToFloat": (1, 4), "QGemm": (3, 2), "QLinearConv": (3, 2),
+    "QLinearMatMul": (3, 2),
+}  # fmt: skip
+# The operators of floats that they and others stand for.
+STANDS_FOR = {
+    "ConvInteger": "Conv", "DynamicQuantizeLSTM": "LSTM", "DynamicQuantizeMatMul": "MatMul", "MatMulInteger": "MatMul",
+    "MatMulIntegerToFloat": "MatMul", "QGemm": "Gemm", "QLinearConv": "Conv", "QLinearMatMul": "MatMul",
+}  # fmt: skip
 
 
 def values(*shape: int, seed: int = 0, low: float = -1.0, high: float = 1.0) -> np.ndarray:
@@ -27,8 +38,9 @@ def values(*shape: int, seed: int = 0, low: float = -1.0, high: float = 1.0) -> 
 
 
 def node(op: str, inputs: str, outputs: str, **attributes: Any) -> onnx.NodeProto:
-    """`node("Conv", "x w", "y")`; a dash is an input left out. `name` and `domain` are passed on."""
-    return helper.make_node(op, ["" if n == "-" else n for n in inputs.split()], outputs.split(), **attributes)
+    """`node("Conv", "x w", "y")`; a dash is an input or output left out. `name` and `domain` are passed on."""
+    ins, outs = (["" if n == "-" else n for n in names.split()] for names in (inputs, outputs))
+    return helper.make_node(op, ins, outs, **attributes)
 
 
 def net(
@@ -43,9 +55,10 @@ def net(
     output_kind: int | None = None,
     imports: Mapping[str, int] | None = None,
     functions: Sequence[onnx.FunctionProto] = (),
+    output_shape: Sequence[Any] | None = None,
     **graph_fields: Any,
 ) -> onnx.ModelProto:
-    """A checked model. Outputs get the shapes that ONNX infers; before IR 4 initializers are listed as inputs."""
+    """A checked model. Outputs get the shapes that ONNX infers, or that which is given; before IR 4 weights are inputs too."""
     tensors = [numpy_helper.from_array(np.asarray(v), k) for k, v in weights.items()]
     listed = [helper.make_tensor_value_info(k, kind, list(v)) for k, v in inputs.items()]
     if ir < 4:
@@ -57,6 +70,8 @@ def net(
     found = onnx.shape_inference.infer_shapes(model, data_prop=True).graph.output
     for output, inferred in zip(model.graph.output, found, strict=True):
         output.type.CopyFrom(inferred.type)
+        if output_shape is not None:
+            output.type.CopyFrom(helper.make_tensor_type_proto(kind if output_kind is None else output_kind, output_shape))
         output.type.tensor_type.shape.SetInParent()
     onnx.checker.check_model(model)
     return model
@@ -151,7 +166,7 @@ def _entry(
             if key in removed:
                 return removed[key], turned
         p = producer.get(name)
-        if p is None or p.op_type not in ("Identity", "Cast", "Transpose", "Reshape", "Unsqueeze"):
+        if p is None or p.op_type not in ("Identity", "Cast", "DequantizeLinear", "Transpose", "Reshape", "Unsqueeze"):
             return None, False
         turned ^= p.op_type == "Transpose"
         name = p.input[0]
@@ -181,8 +196,11 @@ def masked(model: onnx.ModelProto, removed: Mapping[str, Mapping[str, Sequence[i
     for number, original in enumerate(model.graph.node):
         reading = onnx.NodeProto()
         reading.CopyFrom(original)
+        _forget(model, twin, reading, removed)
         found = _gone(model, original, shapes, removed)
-        if found is not None:
+        if found is not None and original.op_type in INTEGERS:
+            _mask_integers(twin, reading, number, *found)
+        elif found is not None:
             position, mask = found
             tensor = numpy_helper.from_array(mask, f"mask_{number}")
             twin.graph.initializer.append(tensor)
@@ -191,6 +209,7 @@ def masked(model: onnx.ModelProto, removed: Mapping[str, Mapping[str, Sequence[i
             twin.graph.node.append(helper.make_node("Mul", [original.input[position], tensor.name], [f"masked_{number}"]))
             reading.input[position] = f"masked_{number}"
         twin.graph.node.append(reading)
+        _empty(twin, reading, removed)
         silent = _silent(model, original, shapes, removed)
         if silent is not None:
             reading = twin.graph.node[-1]
@@ -202,24 +221,76 @@ def masked(model: onnx.ModelProto, removed: Mapping[str, Mapping[str, Sequence[i
     return twin
 
 
+def _empty(twin: onnx.ModelProto, n: onnx.NodeProto, removed: Any) -> None:
+    """Hidden units of experts lie inside one node: the weights that read them are zero in the twin."""
+    if n.op_type != "MoE":
+        return
+    stored = _stored(twin)[n.input[4]]
+    value = numpy_helper.to_array(stored).copy()
+    value[:, :, list(removed.get(n.input[4], {}).get("2", []))] = 0
+    stored.CopyFrom(numpy_helper.from_array(value, stored.name))
+
+
 def _attribute(n: onnx.NodeProto, name: str, default: Any) -> Any:
     return next((helper.get_attribute_value(a) for a in n.attribute if a.name == name), default)
+
+
+def _mask_integers(twin: onnx.ModelProto, n: onnx.NodeProto, number: int, position: int, mask: np.ndarray) -> None:
+    """Zero points instead of the integers that went; and zeros in front of a scale that is measured at run time."""
+    zero = n.input[INTEGERS[n.op_type][1] if position == 0 else position + 2]
+    twin.graph.initializer.append(numpy_helper.from_array(mask.astype(bool), f"mask_{number}"))
+    for at, earlier in enumerate(twin.graph.node):
+        if earlier.op_type == "DynamicQuantizeLinear" and n.input[position] in earlier.output:
+            twin.graph.initializer.append(numpy_helper.from_array(mask, f"float_mask_{number}"))
+            silent = helper.make_node("Mul", [earlier.input[0], f"float_mask_{number}"], [f"silent_{number}"])
+            earlier.input[0] = silent.output[0]
+            nodes = [*twin.graph.node[:at], silent, *twin.graph.node[at:]]
+            copies = [onnx.NodeProto.FromString(c.SerializeToString()) for c in nodes]
+            del twin.graph.node[:]
+            twin.graph.node.extend(copies)
+            break
+    twin.graph.node.append(helper.make_node("Where", [f"mask_{number}", n.input[position], zero], [f"masked_{number}"]))
+    n.input[position] = f"masked_{number}"
+
+
+def _forget(model: onnx.ModelProto, twin: onnx.ModelProto, n: onnx.NodeProto, removed: Mapping[str, Any]) -> None:
+    """Recurrent units that went are not read by the others any more: zeros in their columns of R."""
+    if n.op_type == "DynamicQuantizeLSTM":
+        # Their states, which set a scale together with the others', are zero: so are all their weights. Zero points are 0 here.
+        for position in (1, 2, 3):
+            entry, weight = removed[n.input[position]], arrays(model)[n.input[position]].copy()
+            for axis, gone in entry.items():
+                if (position, axis) != (1, "1"):
+                    weight[(slice(None),) * int(axis) + (gone,)] = 0
+            twin.graph.initializer.append(numpy_helper.from_array(weight, f"forgetful_{n.input[position]}"))
+            n.input[position] = twin.graph.initializer[-1].name
+    if n.op_type not in RECURRENT:
+        return
+    entry, _ = _entry(model, n, n.input[2], removed)
+    if entry is not None:
+        weight = arrays(model)[n.input[2]].copy()
+        weight[..., list(entry.get("2", []))] = 0
+        twin.graph.initializer.append(numpy_helper.from_array(weight, f"forgetful_{n.output[0]}"))
+        n.input[2] = twin.graph.initializer[-1].name
 
 
 def _gone(
     model: onnx.ModelProto, n: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]], removed: Any
 ) -> tuple[int, np.ndarray] | None:
     """(input with the activation, mask over it) of one node of the original."""
-    if n.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+    kind = STANDS_FOR.get(n.op_type, n.op_type)
+    if kind not in ("Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul", *RECURRENT):
         return None
-    left = n.op_type == "MatMul" and n.input[1] not in shapes
-    weight = n.input[0 if left else 1]
+    second = INTEGERS.get(n.op_type, (1, 0))[0]
+    left = kind == "MatMul" and n.input[second] not in shapes
+    weight = n.input[0 if left else second]
     entry, turned = _entry(model, n, weight, removed)
     if entry is None or n.output[0] in shapes:
         return None
-    inner = {"Conv": 1, "ConvTranspose": 0, "Gemm": int(_attribute(n, "transB", 0)), "MatMul": int(left)}[n.op_type]
+    axes = {"Conv": 1, "ConvTranspose": 0, "DeformConv": 1, "Gemm": int(_attribute(n, "transB", 0)), "MatMul": int(left)}
+    inner = axes.get(kind, 1 if n.op_type == "DynamicQuantizeLSTM" else 2)
     shape, group = shapes[weight], _attribute(n, "group", 1)
-    if group > 1 and (shape[1] == 1 if n.op_type == "Conv" else shape[0] == group):
+    if group > 1 and (shape[1] == 1 if kind == "Conv" else shape[0] == group):
         return None  # depthwise: what it computes of a removed channel is read, masked, by the next layer
     mask = np.ones(
         shape[inner], np.float16 if model.graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT16 else np.float32
@@ -229,14 +300,12 @@ def _gone(
         mask = np.stack([np.where(np.isin(np.arange(len(mask)), own), mask * 0, mask) for own in gone]).reshape(-1)
     else:
         mask[gone] = 0
-        mask = np.tile(mask, group) if n.op_type == "Conv" else mask
-    behind = len(shape) - 2 if n.op_type.startswith("Conv") else int(left)
-    return int(left), mask.reshape([-1] + [1] * behind)
+        mask = np.tile(mask, group) if kind == "Conv" else mask
+    behind = len(shape) - 2 if "Conv" in kind else int(left)
+    return second if left else 0, mask.reshape([-1] + [1] * behind)
 
 
-def _silent(
-    model: onnx.ModelProto, n: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]], removed: Any
-) -> np.ndarray | None:
+def _silent(model: onnx.ModelProto, n: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]], removed: Any) -> np.ndarray | None:
     """0/1 over the outputs of a MatMul or Einsum with a constant second operand."""
     if n.op_type not in ("MatMul", "Einsum") or n.input[1] not in shapes or n.output[0] in shapes:
         return None

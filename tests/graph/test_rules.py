@@ -8,16 +8,26 @@ import pytest
 from onnx import numpy_helper
 
 from onnxprune.graph.labels import OPERATORS
+from onnxprune.graph.prepare import prepare
+from onnxprune.graph.rules import closed
+from onnxprune.graph.walk import walk
+from onnxprune.rewrite.mask import masked_twin
 from tests.graph import (  # noqa: F401
+    cases_attention,
     cases_contraction,
     cases_elementwise,
+    cases_fused,
+    cases_integers,
     cases_movement,
     cases_normalization,
     cases_pooling,
+    cases_quantized,
+    cases_recurrent,
+    cases_sampling,
     cases_selection,
 )
 from tests.graph.cases import CASES
-from tests.graph.nets import check, feeds, pruned, run
+from tests.graph.nets import check, conv_net, feeds, half, node, pruned, run
 
 
 def pins_of(network) -> list[tuple[str, str]]:
@@ -42,16 +52,35 @@ def test_groups_pins_and_removed_equals_masked(name):
             assert made.model.SerializeToString() == case.model.SerializeToString()
 
 
+@pytest.mark.parametrize("name", ["attention_heads", "attention_of_one_head_loses_width", "one_matrix_for_attention_of_one_head"])
+def test_the_twin_of_attention_is_silent_where_the_cut_has_nothing(name):
+    model = CASES[name]().model
+    graph, network, made = pruned(model)
+    alive = network.alive(half(network, 0))
+    twin = masked_twin(graph, network, alive)
+    given = feeds(model, 2)
+    np.testing.assert_allclose(run(made.model, given)[0], run(twin, given)[0], rtol=1e-5, atol=1e-6)
+
+
 def case_batch(model: onnx.ModelProto) -> int:
     return model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
 
 
 def test_every_operator_with_a_rule_has_a_net():
     used = {n.op_type for build in CASES.values() for n in build().model.graph.node}
-    without = {name for _, name in OPERATORS} - used
-    assert without <= {"Swish", "ConstantOfShape", "Range"}, (
+    without = {name for _, name in OPERATORS} - used - set(closed.REASONS)
+    assert without <= {"Swish", "ConstantOfShape", "Range", "SimplifiedLayerNormalization"}, (
         "Swish is too new for ONNX Runtime, the others are in test_topologies.py"
     )
+
+
+@pytest.mark.parametrize("op", closed.REASONS)
+def test_closed_operators_pin_what_they_read(op):
+    graph, _ = prepare(conv_net([node("Relu", "a", "b"), node("Relu", "b", "shut")]))
+    graph.nodes[2].op_type = op
+    flow = walk(graph)
+    assert any(pin.tensor == "b" and closed.REASONS[op] in pin.reason for pin in flow.pins)
+    assert not flow.labels("shut")
 
 
 def test_original_is_left_alone():

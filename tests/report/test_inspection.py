@@ -28,6 +28,7 @@ def test_figures(network):
             "channels": 8,
             "makers": ["conv1"],
             "readers": ["conv2"],
+            "opt_in": False,
             "macs_per_channel": 576 * (3 + 4),
         }
     ]
@@ -55,3 +56,12 @@ def test_an_empty_network_says_so(network):
     output = shown(inspection.describe(bare))
     assert "No convolution or fully connected layer" in output
     assert "No channel of this model can be removed" in output
+
+
+def test_kinds(network):
+    wide = dataclasses.replace(network.groups[0], kind="embedding")
+    widened = dataclasses.replace(network, groups=(wide,))
+    assert inspection.describe(widened)["groups"][0]["opt_in"]
+    assert "embedding (only with --kind)" in shown(inspection.describe(widened))
+    assert inspection.describe(widened, kinds=("head", "neuron"))["groups"] == []
+    assert len(inspection.describe(widened, kinds=("embedding",))["groups"]) == 1

@@ -191,10 +191,27 @@ def test_channels_that_something_else_holds_in_place_stay():
         [node("Mul", "s by_place", "t")],
         [node("Split", "s", "s1 s2", axis=2), node("Concat", "s2 s1", "t", axis=2)],
         [node("Split", "s", "s1 s2", axis=1), node("Concat", "s2 s1", "u", axis=1), node("Add", "u s", "t")],
+        [node("Softmax", "s", "t", axis=1)],
+        [node("Softmax", "s", "t", axis=2)],
     ):
         network = network_of(taken_apart(*middle))
         assert network.groups
         assert not any(g.cells for g in network.groups)
+
+
+@pytest.mark.parametrize("through_norms", [False, True])
+def test_groups_of_a_norm_are_looked_at_together(through_norms):
+    """Channels of two groups that changed places would change both groups' statistics."""
+    nodes = [
+        node("Conv", "x w", "a", name="first"),
+        node("GroupNormalization", "a scale shift", "b", num_groups=4),
+        node("Conv", "b w2", "y", name="last"),
+    ]
+    weights = {"w": values(12, 3, 1, 1), "scale": values(12), "shift": values(12), "w2": values(4, 12, 1, 1)}
+    graph, _ = prepare(net(nodes, weights, {"x": ["N", 3, 5, 5]}, opset=21, ir=10))
+    network = find(graph, through_norms=through_norms)
+    assert network.groups
+    assert not any(g.cells for g in network.groups)
 
 
 def test_what_is_held_in_one_joint_may_move_in_another():

@@ -1,5 +1,37 @@
 """How channels flow through one operator: one function per operator, one file per family, no operator in two places."""
 
-from onnxprune.graph.rules import contraction, elementwise, filling, movement, normalization, pooling, selection, shaping
+from onnxprune.graph.rules import (
+    attention,
+    closed,
+    contraction,
+    elementwise,
+    filling,
+    fused,
+    movement,
+    normalization,
+    pooling,
+    quantized,
+    ranking,
+    recurrent,
+    sampling,
+    selection,
+    shaping,
+)
 
-__all__ = ["contraction", "elementwise", "filling", "movement", "normalization", "pooling", "selection", "shaping"]
+__all__ = [
+    "attention",
+    "closed",
+    "contraction",
+    "elementwise",
+    "filling",
+    "fused",
+    "movement",
+    "normalization",
+    "pooling",
+    "quantized",
+    "ranking",
+    "recurrent",
+    "sampling",
+    "selection",
+    "shaping",
+]

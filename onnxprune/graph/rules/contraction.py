@@ -13,7 +13,7 @@ from onnxprune.network import Geometry, Ints, Layer
 NO_WINDOW = Geometry()
 
 
-def _resize_group(edit: Resizer, index: int) -> None:
+def resize_group(edit: Resizer, index: int, weight: int = 1) -> None:
     """As many groups as the weights that are left make: fewer where whole groups went (of a depthwise convolution: channels)."""
     node = edit.graph.nodes[index]
     group = edit.graph.attribute(index, "group", 1)
@@ -22,15 +22,15 @@ def _resize_group(edit: Resizer, index: int) -> None:
     tensor = node.output[0] if node.op_type == "ConvTranspose" else node.input[0]
     kept = edit.kept(tensor, 1)
     channels = edit.graph.shapes[tensor][1] if kept is None else len(kept)
-    left = channels // edit.stored_shape(index, 1)[1]
+    left = channels // edit.stored_shape(index, weight)[1]
     if left != group:
         edit.set_attribute(index, "group", left)
 
 
 def _layer(
-    flow: Flow, index: int, weight: str, *, x: str = "", groups: int = 1, geometry: Geometry = NO_WINDOW,
-    transposed: bool = False, side: Literal["left", "right"] = "right", scale: float = 1.0, bias: str = "",
-    bias_scale: float = 1.0,
+    flow: Flow, index: int, weight: str, *, x: str = "", y: str = "", op: str = "", groups: int = 1,
+    geometry: Geometry = NO_WINDOW, transposed: bool = False, side: Literal["left", "right"] = "right", scale: float = 1.0,
+    bias: str = "", bias_scale: float = 1.0,
 ) -> None:  # fmt: skip
     """Record a layer whose weights are stored plainly; one whose weights are computed in the graph stays a mere pin."""
     graph = flow.graph
@@ -40,14 +40,14 @@ def _layer(
         return
     shape = tuple(graph.parameters[stored.parameter].dims)
     held = graph.stored(bias) if bias else None
-    x, y = x or node.input[0], node.output[0]
-    if node.op_type == "ConvTranspose":
+    x, y, op = x or node.input[0], y or node.output[0], op or node.op_type
+    if op == "ConvTranspose":
         macs = prod(graph.shapes[x]) * prod(shape[1:])
     else:
         macs = prod(graph.shapes[y]) * prod(shape) // graph.shapes[weight][1 if transposed else 0]
     flow.layers.append(
         Layer(
-            name=graph.label(index), node=index, op=node.op_type, weight=stored.parameter, bias=held.parameter if held else None,
+            name=graph.label(index), node=index, op=op, weight=stored.parameter, bias=held.parameter if held else None,
             bias_node=index if held else None, input=x, output=y, weight_shape=shape, input_shape=graph.shapes[x],
             output_shape=graph.shapes[y], groups=groups, geometry=geometry, side=side, macs=macs, scale=scale,
             bias_scale=bias_scale, transposed=transposed != (stored.axes != tuple(range(len(shape)))),
@@ -57,42 +57,52 @@ def _layer(
 
 @rule(
     "Conv",
-    resize=_resize_group,
+    resize=resize_group,
     note="1-D to 3-D, strided, dilated; groups go whole, or each loses as many channels of its own; depthwise follows its input",
 )
 def conv(flow: Flow, index: int) -> None:
+    convolve(flow, index)
+
+
+def convolve(flow: Flow, index: int, weight: int = 1, bias: int = 2, floats: tuple[str, str] = ("", "")) -> Ints | None:
+    """Conv, whatever the positions of weight and bias.
+
+    floats: the numbers for which its input and output stand, where these are integers; "" for its own.
+    Returns the labels it makes, None where its weights are no constant.
+    """
     graph = flow.graph
-    x, w, y = graph.nodes[index].input[0], graph.nodes[index].input[1], graph.nodes[index].output[0]
+    x, w, y = graph.nodes[index].input[0], graph.nodes[index].input[weight], graph.nodes[index].output[0]
     if w not in graph.constants:
-        return _not_constant(flow, index)
+        _not_constant(flow, index)
+        return None
     out, per_group, *kernel = flow.graph.shapes[w]
     group = graph.attribute(index, "group", 1)
     labels = flow.labels(x).get(1)
     if per_group == 1 and group > 1:
         made = flow.need(x, 1, group, "a depthwise convolution reads it") if labels is None else labels
         made = np.repeat(made, out // group)
-        flow.parameter(index, 1, 0, "follows", made)
+        flow.parameter(index, weight, 0, "follows", made)
     elif group > 1:
         groups, inputs = _groups_of(flow, index, labels, group)
         if inputs is not None:
-            flow.parameter(index, 1, 1, "reads", inputs)
+            flow.parameter(index, weight, 1, "reads", inputs)
         made = flow.joint(flow.fresh(out).reshape(group, -1), (groups, flow.fresh(out // group))).labels.reshape(-1)
-        flow.parameter(index, 1, 0, "makes", made)
+        flow.parameter(index, weight, 0, "makes", made)
     else:
         if labels is not None:
-            flow.parameter(index, 1, 1, "reads", labels)
+            flow.parameter(index, weight, 1, "reads", labels)
         made = flow.fresh(out)
-        flow.parameter(index, 1, 0, "makes", made)
-    if graph.input(index, 2):
-        flow.parameter(index, 2, 0, "follows", made)
+        flow.parameter(index, weight, 0, "makes", made)
+    if graph.input(index, bias):
+        flow.parameter(index, bias, 0, "follows", made)
     flow.give(y, {a: v for a, v in flow.labels(x).items() if a == 0} | {1: made})
     _pin_spatial(flow, x, index)
     geometry = layer_geometry(graph, index, graph.shapes[x][2:], kernel)
-    _layer(flow, index, w, groups=group, geometry=geometry, bias=graph.input(index, 2))
-    return None
+    _layer(flow, index, w, x=floats[0], y=floats[1], op="Conv", groups=group, geometry=geometry, bias=graph.input(index, bias))
+    return made
 
 
-@rule("ConvTranspose", resize=_resize_group, note="as Conv")
+@rule("ConvTranspose", resize=resize_group, note="as Conv")
 def conv_transpose(flow: Flow, index: int) -> None:
     graph = flow.graph
     x, w, y = graph.nodes[index].input[0], graph.nodes[index].input[1], graph.nodes[index].output[0]
@@ -166,42 +176,48 @@ def _not_constant(flow: Flow, index: int) -> None:
 
 @rule("Gemm", note="constant B; constant or no C")
 def gemm(flow: Flow, index: int) -> None:
+    multiply_add(flow, index)
+
+
+def multiply_add(flow: Flow, index: int, weight: int = 1, bias: int = 2) -> Ints | None:
+    """Gemm, whatever the positions of B and C. Returns the labels it makes, None where B is no constant."""
     graph = flow.graph
     node = graph.nodes[index]
-    a, b, y = node.input[0], node.input[1], node.output[0]
+    a, b, y = node.input[0], node.input[weight], node.output[0]
     if b not in graph.constants or a in graph.constants:
-        return _not_constant(flow, index)
+        _not_constant(flow, index)
+        return None
     turned, transposed = bool(graph.attribute(index, "transA", 0)), not graph.attribute(index, "transB", 0)
     inputs, rows = (0, 1) if turned else (1, 0)
     w_in, w_out = (0, 1) if transposed else (1, 0)
     labels = flow.labels(a)
     if inputs in labels:
-        flow.parameter(index, 1, w_in, "reads", labels[inputs])
+        flow.parameter(index, weight, w_in, "reads", labels[inputs])
     made = flow.fresh(graph.shapes[b][w_out])
-    flow.parameter(index, 1, w_out, "makes", made)
-    _gemm_bias(flow, index, made)
+    flow.parameter(index, weight, w_out, "makes", made)
+    _gemm_bias(flow, index, bias, made)
     flow.give(y, ({0: labels[rows]} if rows in labels else {}) | {1: made})
     if turned:
         flow.pin_all(a, f"{graph.label(index)!r} reads it transposed")
         flow.pin(made, y, f"{graph.label(index)!r} reads its input transposed")
-        return None
-    bias = graph.input(index, 2)
-    usable = bool(bias) and graph.shapes[bias] in ((len(made),), (1, len(made)))
+        return made
+    c = graph.input(index, bias)
+    usable = bool(c) and graph.shapes[c] in ((len(made),), (1, len(made)))
     scale, bias_scale = float(graph.attribute(index, "alpha", 1.0)), float(graph.attribute(index, "beta", 1.0))
-    _layer(flow, index, b, transposed=transposed, scale=scale, bias=bias if usable else "", bias_scale=bias_scale)
-    return None
+    _layer(flow, index, b, op="Gemm", transposed=transposed, scale=scale, bias=c if usable else "", bias_scale=bias_scale)
+    return made
 
 
-def _gemm_bias(flow: Flow, index: int, made: Ints) -> None:
+def _gemm_bias(flow: Flow, index: int, position: int, made: Ints) -> None:
     graph = flow.graph
-    name = graph.input(index, 2)
+    name = graph.input(index, position)
     if not name:
         return
     shape = graph.shapes[name]
     wide = bool(shape) and shape[-1] == len(made) and len(made) > 1
     if name in graph.constants:
         if wide:
-            flow.parameter(index, 2, len(shape) - 1, "follows", made)
+            flow.parameter(index, position, len(shape) - 1, "follows", made)
         return
     own = flow.labels(name).get(len(shape) - 1)
     if wide and own is not None:
@@ -212,15 +228,24 @@ def _gemm_bias(flow: Flow, index: int, made: Ints) -> None:
 
 @rule("MatMul", note="two activations: contracted and batch axes are tied (attention heads, head width)")
 def matmul(flow: Flow, index: int) -> None:
+    multiply(flow, index)
+
+
+def multiply(flow: Flow, index: int, second: int = 1, floats: tuple[str, str] = ("", "")) -> tuple[int, Ints] | None:
+    """MatMul, whatever the position of its second operand. `floats`: as in convolve.
+
+    Returns the position of a constant operand and the labels it makes, None where both are activations.
+    """
     graph = flow.graph
-    a, b = graph.nodes[index].input
+    a, b = graph.nodes[index].input[0], graph.nodes[index].input[second]
     shape_a, shape_b = graph.shapes[a], graph.shapes[b]
     if b in graph.constants and len(shape_b) == 2 and a not in graph.constants:
-        _matmul(flow, index, a, b, 1, len(shape_a) - 1, w_in=0, side="right")
-    elif a in graph.constants and len(shape_a) == 2 and len(shape_b) >= 2 and b not in graph.constants:
-        _matmul(flow, index, b, a, 0, len(shape_b) - 2, w_in=1, side="left")
-    else:
-        contract(flow, index, *_matmul_letters(len(shape_a), len(shape_b)))
+        return second, dense(flow, index, a, b, second, len(shape_a) - 1, w_in=0, floats=floats)
+    if a in graph.constants and len(shape_a) == 2 and len(shape_b) >= 2 and b not in graph.constants:
+        return 0, dense(flow, index, b, a, 0, len(shape_b) - 2, w_in=1, side="left", floats=floats)
+    operands, output = _matmul_letters(len(shape_a), len(shape_b))
+    contract(flow, index, [operands[0], *[""] * (second - 1), operands[1]], output)
+    return None
 
 
 def _matmul_letters(a: int, b: int) -> tuple[list[str], str]:
@@ -232,7 +257,11 @@ def _matmul_letters(a: int, b: int) -> tuple[list[str], str]:
     return [first, second], batch + ("" if a == 1 else "m") + ("" if b == 1 else "n")
 
 
-def _matmul(flow: Flow, index: int, x: str, w: str, position: int, axis: int, w_in: int, side: Literal["left", "right"]) -> None:
+def dense(
+    flow: Flow, index: int, x: str, w: str, position: int, axis: int, w_in: int, side: Literal["left", "right"] = "right",
+    scale: float = 1.0, floats: tuple[str, str] = ("", ""),
+) -> Ints:  # fmt: skip
+    """A product with constant weights (input `position`) along `axis` of the activation x. `floats`: as in convolve."""
     graph = flow.graph
     labels = flow.labels(x)
     if axis in labels:
@@ -241,7 +270,9 @@ def _matmul(flow: Flow, index: int, x: str, w: str, position: int, axis: int, w_
     flow.parameter(index, position, 1 - w_in, "makes", made)
     rest = {a: v for a, v in labels.items() if a != axis}
     flow.give(graph.nodes[index].output[0], rest | {axis: made})
-    _layer(flow, index, w, transposed=side == "right", side=side, x=x)
+    x = floats[0] or x
+    _layer(flow, index, w, op="MatMul", transposed=w_in == 0, side=side, x=x, y=floats[1], scale=scale)
+    return made
 
 
 @rule("Einsum", note="explicit equations, each letter at most once per operand; ellipsis: pinned")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
+
 import numpy as np
 
 from onnxprune.graph.labels import Flow, rule
@@ -34,31 +37,34 @@ def dropout(flow: Flow, index: int) -> None:
 
 @rule("PRelu", note="a slope per channel follows")
 def prelu(flow: Flow, index: int) -> None:
-    _broadcast(flow, index)
+    broadcast(flow, index)
 
 
 @rule(*BROADCASTING, note="per-channel constants follow, two activations are tied")
 def broadcasting(flow: Flow, index: int) -> None:
-    _broadcast(flow, index)
+    broadcast(flow, index)
 
 
-def _broadcast(flow: Flow, index: int) -> None:
+def broadcast(flow: Flow, index: int, positions: Sequence[int] | None = None) -> None:
+    """positions: of the inputs that are combined, all without."""
     graph = flow.graph
     node = graph.nodes[index]
     output = graph.shapes[node.output[0]]
     found: dict[int, Ints] = {}
     for axis, length in enumerate(output):
-        found |= _one_axis(flow, index, axis, length, len(output))
+        found |= _one_axis(flow, index, range(len(node.input)) if positions is None else positions, axis, length)
     flow.give(node.output[0], found)
 
 
-def _one_axis(flow: Flow, index: int, axis: int, length: int, rank: int) -> dict[int, Ints]:
+def _one_axis(flow: Flow, index: int, positions: Sequence[int], axis: int, length: int) -> dict[int, Ints]:
     """Labels of one output axis: operands that span it are tied; one that is broadcast over it may not lose its only channel."""
     graph = flow.graph
     node = graph.nodes[index]
+    rank = len(graph.shapes[node.output[0]])
     spans: list[tuple[int, str, int]] = []
     labelled: Ints | None = None
-    for position, name in enumerate(node.input):
+    for position in positions:
+        name = node.input[position]
         own = axis - rank + len(graph.shapes[name])
         if own < 0:
             continue
@@ -69,6 +75,9 @@ def _one_axis(flow: Flow, index: int, axis: int, length: int, rank: int) -> dict
             continue
         spans.append((position, name, own))
         labelled = labels if labelled is None else labelled
+    alone = bool(spans) and all(name in graph.constants for _, name, _ in spans)
+    if labelled is None and length > 1 and (alone or _scaled_constant(flow, index)):
+        labelled = flow.fresh(length)  # a constant that an activation is broadcast over brings the axis in
     if labelled is None:
         return {}
     for position, name, own in spans:
@@ -81,3 +90,10 @@ def _one_axis(flow: Flow, index: int, axis: int, length: int, rank: int) -> dict
         else:
             flow.pin(labelled, name, f"{graph.label(index)!r} combines it with {name!r}, which carries no channels")
     return {axis: np.asarray(labelled)}
+
+
+def _scaled_constant(flow: Flow, index: int) -> bool:
+    """A constant times a single number: the scales of quantised channels times that of their inputs, known at run time."""
+    graph, node = flow.graph, flow.graph.nodes[index]
+    moving = [name for name in node.input if name not in graph.constants]
+    return node.op_type == "Mul" and len(moving) == 1 and prod(graph.shapes[moving[0]]) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from onnxprune.graph import sizes
@@ -22,15 +24,20 @@ def size(flow: Flow, index: int) -> None:
 
 @rule("Concat")
 def concat(flow: Flow, index: int) -> None:
+    join(flow, index, [position for position, name in enumerate(flow.graph.nodes[index].input) if name])
+
+
+def join(flow: Flow, index: int, positions: Sequence[int]) -> None:
+    """Concat of the inputs at these positions."""
     graph = flow.graph
     node = graph.nodes[index]
     rank = len(graph.shapes[node.output[0]])
     along = graph.attribute(index, "axis", 1) % rank
     found: dict[int, Ints] = {}
     for axis in range(rank):
-        if not any(axis in flow.labels(n) for n in node.input):
+        if not any(axis in flow.labels(node.input[position]) for position in positions):
             continue
-        parts = [_concat_part(flow, index, position, axis) for position, name in enumerate(node.input) if name]
+        parts = [_concat_part(flow, index, position, axis) for position in positions]
         if axis == along:
             found[axis] = np.concatenate(parts)
         else:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from onnxprune.graph import sizes
+from onnxprune.graph import norms, sizes
 from onnxprune.graph.labels import Flow, Resizer, rule
 
 POOLS = ("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool")
@@ -28,36 +26,25 @@ def pool(flow: Flow, index: int) -> None:
     flow.give(node.output[0], labels)
 
 
-@rule(*REDUCTIONS, "ArgMax", "ArgMin", note="pinned along the axes it reduces")
+@rule(*REDUCTIONS, "ArgMax", "ArgMin", note="pinned along the axes it reduces; in a norm spelled out: as LayerNormalization")
 def reduce(flow: Flow, index: int) -> None:
     graph = flow.graph
     node = graph.nodes[index]
-    labels, rank = flow.labels(node.input[0]), len(graph.shapes[node.input[0]])
-    gone = _reduced_axes(flow, index, rank)
+    labels = flow.labels(node.input[0])
+    gone = norms.reduced_axes(graph, index)
+    over = [values for axis, values in labels.items() if gone is None or axis in gone]
+    part = norms.spelled(graph, index) if over else None
     keepdims = bool(graph.attribute(index, "keepdims", 1))
     found = {}
-    for axis, values in labels.items():
-        if gone is None or axis in gone:
+    if part is not None:
+        norms.take(flow, over, part[0], mends=part[1])
+    else:
+        for values in over:
             flow.pin(values, node.input[0], f"{graph.label(index)!r} reduces these channels to one ({node.op_type})")
-        else:
+    for axis, values in labels.items():
+        if gone is not None and axis not in gone:
             found[axis if keepdims else axis - sum(g < axis for g in gone)] = values
     flow.give(node.output[0], found)
-
-
-def _reduced_axes(flow: Flow, index: int, rank: int) -> set[int] | None:
-    """The axes that vanish; None where they are not known before a run."""
-    graph = flow.graph
-    if graph.nodes[index].op_type.startswith("Arg"):
-        return {int(graph.attribute(index, "axis", 0)) % rank}
-    axes: Any = graph.attribute(index, "axes")
-    name = graph.input(index, 1)
-    if name:
-        if name not in graph.values:
-            return None
-        axes = graph.values[name].tolist()
-    if not axes:
-        return set() if graph.attribute(index, "noop_with_empty_axes", 0) else set(range(rank))
-    return {int(a) % rank for a in axes}
 
 
 def _resize_sizes(edit: Resizer, index: int) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from onnxprune.graph import sizes
-from onnxprune.graph.facts import FLOATS
+from onnxprune.graph.facts import WEIGHTS
 from onnxprune.graph.labels import Flow, Resizer, rule
 from onnxprune.graph.structure import Graph
 from onnxprune.network import Ints
@@ -180,7 +180,7 @@ def _table(flow: Flow, index: int, axis: int) -> dict[int, Ints]:
     graph = flow.graph
     name = graph.nodes[index].input[0]
     found: dict[int, Ints] = {}
-    if graph.types[name] not in FLOATS:
+    if graph.types[name] not in WEIGHTS:
         return found
     for a, length in enumerate(graph.shapes[name]):
         if a != axis and length > 1:

@@ -94,6 +94,21 @@ def _matches(network: Network, group: Group, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
 
 
+def cell_scores(graph: Graph, network: Network, groups: Sequence[Group], device: Device) -> dict[str, list[NDArray[np.float64]]]:
+    """For groups with cells: what each of their finer channels weighs, ||what makes it|| * ||what reads it||, without data."""
+    found = {}
+    for group in groups:
+        views = channel_views(graph, network, group.cells, {}, device.torch_device)
+        if views:
+            found[group.name] = [_weight(view).double().cpu().numpy() for view in views]
+    return found
+
+
+def _weight(view: ChannelView) -> Tensor:
+    reads = [torch.linalg.vector_norm(r.weight, dim=1) ** 2 for r in view.readers]
+    return view.maker_norms * torch.stack(reads).sum(0).sqrt() if reads else view.maker_norms
+
+
 def gather(
     graph: Graph, network: Network, groups: Sequence[Group], method: Method, source: Source, *, weigh: bool, batch: int,
     device: Device, seed: int, progress: Progress,

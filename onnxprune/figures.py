@@ -77,7 +77,12 @@ class LatencyFigures(TypedDict):
 
 
 class Report(TypedDict):
-    """What `--json` writes. `removed`: parameter of the original -> axis -> positions that went, in the original's numbering."""
+    """What `--json` writes. `removed`: parameter of the original -> axis -> positions that went, in the original's numbering.
+
+    `removed_by_block`: the same for axes along which the groups of a convolution lost different positions: one list per group.
+    `reordered`: of axes whose channels changed places, which positions of the original stand there now, in this order (of an axis
+    that the groups of a convolution share: one list per group). All other axes keep their order.
+    """
 
     schema: int
     tool: dict[str, str]
@@ -90,6 +95,8 @@ class Report(TypedDict):
     pruned: ModelFigures
     groups: list[GroupFigures]
     removed: dict[str, dict[str, list[int]]]
+    removed_by_block: dict[str, dict[str, list[list[int]]]]
+    reordered: dict[str, dict[str, list[Any]]]
     pinned: list[PinFigures]
     repair: dict[str, Any]
     alignment: dict[str, Any]

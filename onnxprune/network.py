@@ -128,10 +128,14 @@ class Slot:
 
 @dataclass(frozen=True)
 class Member:
-    """Positions of a group's channels on slot number `slot`: shape (channels, count), row i belongs to channel i of the group."""
+    """Positions of a group's channels on slot number `slot`: shape (channels, count), row i belongs to channel i of the group.
+
+    block   (b, of n): only block b of a grouped convolution has the channels there; all n share one axis of its weight
+    """
 
     slot: int
     positions: Ints = field(repr=False)
+    block: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,8 @@ class Group:
 
     width   positions of one channel along the axis that makes it: 1, for an attention head its width, for a whole group of a
             convolution the channels in it
+    cells   where a channel consists of one (or k) of each block of grouped convolutions: the finer channels of each block, in
+            this order (channel 0 owns the first k). Those of one cell may change places among themselves.
     makers, readers   layers and recurrent nodes by name; of any other node that holds weights, the name of these
     """
 
@@ -151,6 +157,7 @@ class Group:
     readers: tuple[str, ...]
     spatial: bool
     width: int = 1
+    cells: tuple[Group, ...] = field(default=(), repr=False)
 
     @property
     def size(self) -> int:

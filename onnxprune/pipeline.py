@@ -2,6 +2,7 @@
 
 file    = load(model)                      find:   read it, refuse what is not ONNX
 network = find(prepare(file.model))                layers, groups of channels, pins
+arrange(...)                                       what goes together in grouped convolutions goes by rank, not by position
 facts   = gather(..., calibration)         see:    one pass over sample inputs
 counts  = by_ratio(...) or by_target(...)  decide: how many channels every group keeps, and which
 cut     = cut(graph, network, alive)       do:     smaller tensors
@@ -35,14 +36,15 @@ from onnxprune.contract import ChannelPlan, Method
 from onnxprune.devices import Device, choose_device
 from onnxprune.errors import ModelError, NothingToPruneError, UsageError
 from onnxprune.figures import SCHEMA, LatencyFigures, Report
-from onnxprune.graph import Graph, ModelFile, find, load, prepare, why
+from onnxprune.graph import Graph, ModelFile, find, load, prepare, trace, why
 from onnxprune.graph.why import Explanation
 from onnxprune.methods import create
-from onnxprune.network import Bools, Network
+from onnxprune.network import Bools, Group, Network
 from onnxprune.request import Request, as_kinds, prefers_width
+from onnxprune.rewrite.arrange import Orders, arrange, original_positions
 from onnxprune.rewrite.cut import Cut, cut
 from onnxprune.rewrite.finish import finish, reweigh
-from onnxprune.rewrite.prove import check_valid, prove
+from onnxprune.rewrite.prove import check_valid, outputs, prove, prove_arranged
 from onnxprune.rewrite.save import check_target, save
 from onnxprune.runtime import Session
 from onnxprune.validation.accuracy import AccuracyMeter, as_labels
@@ -196,6 +198,7 @@ class _Job:
     device: Device
     progress: Progress
     clock: _Clock
+    orders: dict[str, Orders] = field(default_factory=dict)
 
     def run(self, labels: Any, latency: bool) -> PruneResult:
         method = create(self.request.method, **self.request.options)
@@ -226,6 +229,7 @@ class _Job:
         request = self.request
         groups = decide.select(self.network, method, request.only, request.skip, request.kinds)
         self._check_weights()
+        groups = self._arrange(groups)
         evidence = decide.gather(
             self.graph, self.network, groups, method, self.samples.calibration, weigh=request.budget == "auto",
             batch=self._batch(), device=self.device, seed=request.seed, progress=self.progress,
@@ -233,6 +237,20 @@ class _Job:
         return decide.judge(
             self.graph, self.network, groups, method, evidence, align=request.align, seed=request.seed, device=self.device
         )
+
+    def _arrange(self, groups: Sequence[Group]) -> list[Group]:
+        """Channels of grouped convolutions change places, so that each block loses what it can spare; proven at once."""
+        scores = decide.cell_scores(self.graph, self.network, groups, self.device)
+        if scores:
+            batches = list(self.samples.few(PROOF_BATCH))
+            expected = outputs(self.graph.model, batches, self.device)
+            self.orders = arrange(self.graph, self.network, scores)
+            self.graph = trace(self.graph.model, self.graph.inputs)
+            self.network = find(
+                self.graph, inner=prefers_width(self.request.kinds), through_norms=self.request.through_norms
+            )
+            prove_arranged(self.graph, expected, batches, self.device)
+        return [self.network.group[group.name] for group in groups]
 
     def _batch(self) -> int:
         """As many samples at a time as was asked for, fewer where their activations are large: beyond that only memory grows."""
@@ -323,6 +341,7 @@ class _Job:
         mode = "none" if request.repair_kind == "none" else "sequential" if request.sequential is not False else "parallel"
         figures = account.model_figures(None, pruned, find(pruned))
         figures["bytes"] = made.model.ByteSize()
+        positions = original_positions(made.removed, self.orders)
         return Report(
             schema=SCHEMA,
             tool={"name": "onnxprune", "version": __version__},
@@ -334,7 +353,9 @@ class _Job:
             original=account.model_figures(self.file, self.graph, self.network),
             pruned=figures,
             groups=account.group_figures(self.network, counts),
-            removed=made.removed,
+            removed=positions.removed,
+            removed_by_block=positions.removed_by_block,
+            reordered=positions.reordered,
             pinned=account.pin_figures(self.network),
             repair=account.repair_figures(request.repair_kind, mode, done, left, self.samples.calibration.count),
             alignment=account.alignment_figures(request.align, [d.candidate.choices for d in decisions], counts, request.ratio),

@@ -76,12 +76,15 @@ def tensor(graph: Graph, name: str, device: str, quantised: Mapping[str, Quantis
 def _maker(graph: Graph, network: Network, layer: Layer, weight: Tensor, axis: int, member: Member, device: str) -> Maker:
     """Rows by output channel. Batch norm behind the layer is folded in, here only: the file keeps it."""
     where = torch.from_numpy(member.positions)
+    if member.block is not None:  # a grouped ConvTranspose: its blocks lie along axis 0
+        weight = weight.chunk(member.block[1])[member.block[0]]
     made = weight.movedim(axis, 0).flatten(1) * layer.scale
     length = len(made)
     bias = torch.zeros(length, device=device)
     if layer.bias is not None:
         # A grouped ConvTranspose has several biases per stored position; their norm stands for them.
         stored = tensor(graph, layer.bias, device, network.quantised).reshape(-1, length) * layer.bias_scale
+        stored = stored if member.block is None else stored[member.block[0] :][:1]
         bias = stored[0] if len(stored) == 1 else torch.linalg.vector_norm(stored, dim=0)
     scale = None
     if layer.batch_norm is not None and graph.shapes[graph.nodes[layer.batch_norm].input[1]] == (length,):
@@ -113,7 +116,8 @@ def _reader(layer: Layer, weight: Tensor, axis: int, member: Member, device: str
     where = torch.from_numpy(member.positions)
     if layer.op == "Conv" and layer.groups > 1:
         out, per_group = weight.shape[:2]
-        blocks = weight.reshape(layer.groups, out // layer.groups, per_group, -1).permute(0, 2, 1, 3)
-        columns = blocks.reshape(layer.groups * per_group, -1)
-        where = torch.cat([where + g * per_group for g in range(layer.groups)], 1)
+        apart = weight.reshape(layer.groups, out // layer.groups, per_group, -1).permute(0, 2, 1, 3)
+        columns = apart.reshape(layer.groups * per_group, -1)
+        blocks = range(layer.groups) if member.block is None else member.block[:1]
+        where = torch.cat([where + g * per_group for g in blocks], 1)
     return Reader(layer.name, columns, where.to(device))

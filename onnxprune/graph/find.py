@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from onnx import helper
 
+from onnxprune.graph.cells import with_cells
 from onnxprune.graph.facts import WEIGHTS
 from onnxprune.graph.joints import resolve
 from onnxprune.graph.labels import Flow, components
@@ -35,7 +36,7 @@ def find(graph: Graph, *, inner: bool = False, through_norms: bool = False) -> N
     flow = walk(graph, through_norms=through_norms)
     count, channel = flow.components()
     pinned = _pinned(flow, channel, count)
-    free, held = resolve(flow, channel, pinned, inner=inner)
+    free, held, chosen = resolve(flow, channel, pinned, inner=inner)
     count, merged = components(count, free)
     channel = merged[channel]
     joint_pins = _flags(merged[held], count)
@@ -48,6 +49,7 @@ def find(graph: Graph, *, inner: bool = False, through_norms: bool = False) -> N
     kinds = {int(c): kind for labels, kind in marks for c in channel[labels]}
     names = _names(graph, flow, layers)
     groups, loose, alone = _groups(slots, names, layers, joint_pins, summed, kinds, count)
+    groups = with_cells(flow, chosen, channel, groups, slots, layers)
     given_way = _flags(merged[held & ~pinned], count) & ~_flags(merged[pinned], count)
     pins = _pins(flow, channel, slots, layers, {UNREAD: loose, ALONE: alone})
     return Network(

@@ -25,19 +25,27 @@ MARGIN = 1.25
 class Choice:
     """Ties between channels that follow from the choice, and the channels it rules out.
 
+    taken   the axis of each joint that may lose slices
     freed   positions that may go, in how many units; heads: some of them are attention heads
     """
 
     ties: tuple[tuple[Ints, Ints], ...]
     held: Ints
+    taken: tuple[int, ...]
     freed: int
     units: int
     heads: bool
 
 
-def resolve(flow: Flow, channel: Ints, pinned: Bools, *, inner: bool = False) -> tuple[list[tuple[Ints, Ints]], Bools]:
-    """Choose for every knot. `inner`: the inner axes also of attention. Returns ties between channels, and `pinned` with more."""
+def resolve(
+    flow: Flow, channel: Ints, pinned: Bools, *, inner: bool = False
+) -> tuple[list[tuple[Ints, Ints]], Bools, list[tuple[Joint, int]]]:
+    """Choose for every knot. `inner`: the inner axes also of attention.
+
+    Returns ties between channels, `pinned` with more, and the axis that was taken of each joint.
+    """
     found: list[tuple[Ints, Ints]] = []
+    taken: list[tuple[Joint, int]] = []
     held = pinned.copy()
     heads = np.zeros(len(pinned), bool)
     for labels, kind in flow.kinds:
@@ -49,7 +57,8 @@ def resolve(flow: Flow, channel: Ints, pinned: Bools, *, inner: bool = False) ->
         best = second if second.freed > MARGIN * first.freed else first
         found += best.ties
         held[best.held] = True
-    return found, held
+        taken += zip(knot, best.taken, strict=True)
+    return found, held, taken
 
 
 def _knots(joints: Sequence[Joint], channel: Ints, pinned: Bools) -> list[list[Joint]]:
@@ -77,11 +86,13 @@ def _choose(knot: Sequence[Joint], channel: Ints, pinned: Bools, heads: Bools, *
     local = [Joint(_local(ids, channel, j.labels), tuple(_local(ids, channel, m) for m in j.marginals)) for j in knot]
     held = pinned[ids].copy()
     ties: list[tuple[Ints, Ints]] = []
+    chosen: list[int] = []
     part = np.arange(len(ids))
     for joint in local:
         dead = _spread(held, part)
         axes = range(joint.labels.ndim)
         taken = next((a for a in (reversed(axes) if backwards else axes) if not dead[joint.marginals[a]].all()), 0)
+        chosen.append(taken)
         shape = [-1 if a == taken else 1 for a in axes]
         whole = np.broadcast_to(joint.marginals[taken].reshape(shape), joint.labels.shape)
         ties.append((whole.reshape(-1), joint.labels.reshape(-1)))
@@ -97,7 +108,8 @@ def _choose(knot: Sequence[Joint], channel: Ints, pinned: Bools, heads: Bools, *
     units = len(np.unique(part[freed]))
     attention = bool((free & _spread(heads[ids], part)).any())
     # A single unit can never go: it would be all there is.
-    return Choice(tuple((ids[a], ids[b]) for a, b in ties), ids[held], len(freed) if units > 1 else 0, units, attention)
+    freely = len(freed) if units > 1 else 0
+    return Choice(tuple((ids[a], ids[b]) for a, b in ties), ids[held], tuple(chosen), freely, units, attention)
 
 
 def _local(ids: Ints, channel: Ints, labels: Ints) -> Ints:

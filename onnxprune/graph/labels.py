@@ -63,7 +63,7 @@ class Flow:
     kinds   labels that are more than a plain channel (heads, recurrent units ...)
     summed  labels over which two activations are multiplied and summed: zero there is as good as gone
     blocks  grouped convolution -> the labels of its groups
-    norms   normalisations whose channels may go (only if through_norms)
+    norms   normalisations whose channels may go (only if through_norms), and the labels that they look at
     work    (node, input, multiplications) of weights that are no layer's
     quantised  parameter -> what its integers stand for
     measured   labels whose values set a scale at run time
@@ -73,6 +73,7 @@ class Flow:
         self.graph = graph
         self.through_norms = through_norms
         self.norms: list[Norm] = []
+        self.normalised: list[Ints] = []
         self.count = 0
         self.tensors: dict[str, dict[int, Ints]] = {}
         self.slots: list[LabelledSlot] = []

@@ -27,6 +27,7 @@ def take(flow: Flow, labels: Iterable[Ints], norm: Norm, *, mends: bool = True) 
     mends = mends and all(place is None or scalable(graph, place) for place in (norm.scale, norm.epsilon))
     if flow.through_norms and mends and found:
         flow.norms.append(norm)
+        flow.normalised += found
         return
     hint = "; --through-norms lets them go" if mends else ", and it has no stored scale to mend"
     for own in found:

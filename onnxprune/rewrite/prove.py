@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from onnxprune.rewrite.mask import masked_twin
 from onnxprune.runtime import Session
 
 Feeds = Mapping[str, NDArray[Any]]
+Outputs = dict[str, NDArray[Any]]
 ROUNDED = 0.1
 TOLERANCE: dict[int, float] = {TensorProto.FLOAT16: 1e-2, TensorProto.BFLOAT16: 5e-2}
 
@@ -36,23 +37,32 @@ def prove(
     outputs are compared, by their norms, and may differ by a tenth.
     """
     feeds = list(batches)
-    twin = _run(masked_twin(graph, network, alive), feeds, device)
+    twin = outputs(masked_twin(graph, network, alive), feeds, device)
     try:
-        small = _run(pruned, feeds, device)
+        small = outputs(pruned, feeds, device)
     except (DataError, ModelError) as error:
         problem = f"the pruned model does not run where its masked twin does: {error.problem}"
         raise ProofError(problem, "nothing was written; please report this with the model") from error
+    return _worst(small, twin, graph, "the pruned model differs from its masked twin")
+
+
+def prove_arranged(graph: Graph, expected: Sequence[Outputs], batches: Iterable[Feeds], device: Device) -> float:
+    """The same for channels that changed places: `graph` gives what the original gave."""
+    return _worst(outputs(graph.model, batches, device), expected, graph, "the model with its channels in another order differs")
+
+
+def _worst(got: Sequence[Outputs], expected: Sequence[Outputs], graph: Graph, problem: str) -> float:
     worst = 0.0
     half = {t.data_type for t in graph.parameters.values()} & set(TOLERANCE)
     rounds = any("uantize" in node.op_type or "NBits" in node.op_type or node.op_type.startswith("Q") for node in graph.nodes)
     limit = ROUNDED if rounds else max((TOLERANCE[t] for t in half), default=1e-4)
-    for got, expected in zip(small, twin, strict=True):
-        for name, value in expected.items():
-            difference = _difference(got[name], value, whole=rounds)
+    for ours, theirs in zip(got, expected, strict=True):
+        for name, value in theirs.items():
+            difference = _difference(ours[name], value, whole=rounds)
             worst = max(worst, difference)
             if not difference <= limit:
                 raise ProofError(
-                    f"output {name!r} of the pruned model differs from its masked twin by {difference:.1e} (limit: {limit:.0e})",
+                    f"{problem} in output {name!r} by {difference:.1e} (limit: {limit:.0e})",
                     "nothing was written; please report this with the model",
                 )
     return worst
@@ -93,7 +103,7 @@ def _strict_shapes(model: onnx.ModelProto) -> str:
     return ""
 
 
-def _run(model: onnx.ModelProto, batches: list[Feeds], device: Device) -> list[dict[str, NDArray[Any]]]:
+def outputs(model: onnx.ModelProto, batches: Iterable[Feeds], device: Device) -> list[Outputs]:
     session = Session(model, device)
     try:
         return [session.run(feeds) for feeds in batches]

@@ -295,8 +295,12 @@ def _gone(
     mask = np.ones(
         shape[inner], np.float16 if model.graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT16 else np.float32
     )
-    mask[list(entry.get(str(1 - inner if turned else inner), []))] = 0
-    mask = np.tile(mask, group) if kind == "Conv" else mask
+    gone = list(entry.get(str(1 - inner if turned else inner), []))
+    if gone and isinstance(gone[0], list):  # another list for each group of the convolution
+        mask = np.stack([np.where(np.isin(np.arange(len(mask)), own), mask * 0, mask) for own in gone]).reshape(-1)
+    else:
+        mask[gone] = 0
+        mask = np.tile(mask, group) if kind == "Conv" else mask
     behind = len(shape) - 2 if "Conv" in kind else int(left)
     return second if left else 0, mask.reshape([-1] + [1] * behind)
 
@@ -321,8 +325,14 @@ def _silent(model: onnx.ModelProto, n: onnx.NodeProto, shapes: Mapping[str, tupl
     return mask
 
 
-def check(model: onnx.ModelProto, made: Cut, *, batches: Sequence[int] = (1, 3), tolerance: float = 1e-4, **sizes: int) -> None:
-    """The pruned model is valid, runs, equals the masked original, and its weights are the original's at the kept positions."""
+def check(
+    model: onnx.ModelProto, made: Cut, *, batches: Sequence[int] = (1, 3), tolerance: float = 1e-4,
+    reordered: Mapping[str, Mapping[str, Any]] | None = None, **sizes: int,
+) -> None:  # fmt: skip
+    """The pruned model is valid, runs, equals the masked original, and its weights are the original's at the kept positions.
+
+    reordered   axes whose channels changed places (figures.Report)
+    """
     small = made.model
     onnx.checker.check_model(small, full_check=True)
     onnx.shape_inference.infer_shapes(small, check_type=True, strict_mode=True, data_prop=True)
@@ -338,20 +348,25 @@ def check(model: onnx.ModelProto, made: Cut, *, batches: Sequence[int] = (1, 3),
             scale = max(float(np.abs(expected.astype(np.float64)).max(initial=0)), 1e-6)
             assert np.isfinite(expected.astype(np.float64)).all(), "the yardstick itself is not finite"
             assert float(np.abs(got.astype(np.float64) - expected.astype(np.float64)).max(initial=0)) <= tolerance * scale, name
-    check_weights(model, made)
+    check_weights(model, made, reordered or {})
 
 
-def check_weights(model: onnx.ModelProto, made: Cut) -> None:
+def check_weights(model: onnx.ModelProto, made: Cut, reordered: Mapping[str, Mapping[str, Any]]) -> None:
     """What was removed is stated truly, and everything else is as it was, bit for bit."""
     before, after = arrays(model), arrays(made.model)
-    for name, axes in made.removed.items():
+    for name in dict.fromkeys([*made.removed, *reordered]):
+        axes, moved = made.removed.get(name, {}), reordered.get(name, {})
         source = name if name in before else name.split("@")[0]
         if source not in before:
             continue  # it was computed from constants
         expected = before[source]
         for axis, gone in axes.items():
             assert gone, f"{name} axis {axis} is listed without any position"
-            expected = np.delete(expected, gone, axis=int(axis))
+            if axis not in moved:
+                expected = np.delete(expected, gone, axis=int(axis))
+        for axis in sorted(moved, key=lambda a: -int(a)):  # axis 1 of a grouped convolution while axis 0 still has its blocks
+            assert _complete(moved[axis], axes.get(axis, []), expected.shape[int(axis)]), (name, axis)
+            expected = _reordered(expected, int(axis), moved[axis])
         got = after[name]
         assert got.dtype == expected.dtype
         assert got.size == expected.size
@@ -359,6 +374,20 @@ def check_weights(model: onnx.ModelProto, made: Cut) -> None:
     was, now = _stored(model), _stored(made.model)
     constants = _weight_shapes(model)
     folded = {i for n in model.graph.node if n.output[0] in constants for i in n.input}
-    for name in set(was) - set(made.removed) - (folded - set(now)):
+    for name in set(was) - set(made.removed) - set(reordered) - (folded - set(now)):
         if before[name].dtype.kind == "f" or before[name].size == 0:
             assert now[name].SerializeToString() == was[name].SerializeToString(), name
+
+
+def _reordered(value: np.ndarray, axis: int, order: list[Any]) -> np.ndarray:
+    """`order`: positions to take, or a list of them for each block of a grouped convolution."""
+    if not order or not isinstance(order[0], list):
+        return value.take(order, axis=axis)
+    return np.concatenate([b.take(own, axis=axis) for b, own in zip(np.split(value, len(order)), order, strict=True)])
+
+
+def _complete(order: list[Any], gone: list[Any], length: int) -> bool:
+    """Every position either stays or went, in each block."""
+    blocks = order if order and isinstance(order[0], list) else [order]
+    lists = gone if gone and isinstance(gone[0], list) else [gone] * len(blocks)
+    return all(sorted([*own, *went]) == list(range(length)) for own, went in zip(blocks, lists, strict=True))

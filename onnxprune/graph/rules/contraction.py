@@ -58,7 +58,7 @@ def _layer(
 @rule(
     "Conv",
     resize=resize_group,
-    note="1-D to 3-D, strided, dilated; groups lose the same positions in each; depthwise follows its input",
+    note="1-D to 3-D, strided, dilated; groups go whole, or each loses as many channels of its own; depthwise follows its input",
 )
 def conv(flow: Flow, index: int) -> None:
     convolve(flow, index)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from zlib import crc32
@@ -23,11 +23,13 @@ from onnxprune.calibration.views import channel_views
 from onnxprune.compensation.least_squares import RefitLosses
 from onnxprune.contract import Activation, ChannelPlan, ChannelView, Method, Moments, Reader, Statistic, check_scores
 from onnxprune.devices import Device
-from onnxprune.errors import NothingToPruneError, UnknownNameError
+from onnxprune.errors import ModelError, NothingToPruneError, UnknownNameError
 from onnxprune.graph.facts import FLOATS
-from onnxprune.graph.structure import Graph
+from onnxprune.graph.structure import Graph, trace
 from onnxprune.matrix import channel_rows, positions, rows
 from onnxprune.network import USUAL_KINDS, Group, Kind, Layer, Network
+from onnxprune.rewrite.arrange import Orders, arrange
+from onnxprune.rewrite.prove import Feeds, outputs, prove_arranged
 
 # A group keeps at least this share of its channels, whatever the budget says: an empty layer cuts the network in two.
 FLOOR = 0.1
@@ -94,6 +96,22 @@ def _matches(network: Network, group: Group, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
 
 
+def arranged(
+    graph: Graph, network: Network, groups: Sequence[Group], batches: Iterable[Feeds], device: Device
+) -> tuple[Graph, dict[str, Orders]]:
+    """Channels of grouped convolutions change places, so that each block loses what it can spare; proven at once."""
+    scores = cell_scores(graph, network, groups, device)
+    if not scores:
+        return graph, {}
+    feeds = list(batches)
+    expected = outputs(graph.model, feeds, device)
+    orders = arrange(graph, network, scores)
+    found = trace(graph.model, graph.inputs)
+    if orders:
+        prove_arranged(found, expected, feeds, device)
+    return found, orders
+
+
 def cell_scores(graph: Graph, network: Network, groups: Sequence[Group], device: Device) -> dict[str, list[NDArray[np.float64]]]:
     """For groups with cells: what each of their finer channels weighs, ||what makes it|| * ||what reads it||, without data."""
     found = {}
@@ -107,6 +125,14 @@ def cell_scores(graph: Graph, network: Network, groups: Sequence[Group], device:
 def _weight(view: ChannelView) -> Tensor:
     reads = [torch.linalg.vector_norm(r.weight, dim=1) ** 2 for r in view.readers]
     return view.maker_norms * torch.stack(reads).sum(0).sqrt() if reads else view.maker_norms
+
+
+def check_weights(graph: Graph, network: Network) -> None:
+    """Raises ModelError where a layer's weights hold no numbers."""
+    for layer in network.layers:
+        if not bool(np.isfinite(graph.array(layer.weight).astype(np.float32, copy=False)).all()):
+            problem = f"weight {layer.weight!r} of layer {layer.name!r} holds NaN or infinity"
+            raise ModelError(problem, "train or export it again")
 
 
 def gather(

@@ -23,7 +23,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 
@@ -34,17 +33,17 @@ from onnxprune.calibration.samples import Samples, open_samples
 from onnxprune.compensation.least_squares import least_squares, match_moments
 from onnxprune.contract import ChannelPlan, Method
 from onnxprune.devices import Device, choose_device
-from onnxprune.errors import ModelError, NothingToPruneError, UsageError
+from onnxprune.errors import NothingToPruneError, UsageError
 from onnxprune.figures import SCHEMA, LatencyFigures, Report
-from onnxprune.graph import Graph, ModelFile, find, load, prepare, trace, why
+from onnxprune.graph import Graph, ModelFile, find, load, prepare, why
 from onnxprune.graph.why import Explanation
 from onnxprune.methods import create
-from onnxprune.network import Bools, Group, Network
+from onnxprune.network import Bools, Network
 from onnxprune.request import Request, as_kinds, prefers_width
-from onnxprune.rewrite.arrange import Orders, arrange, original_positions
+from onnxprune.rewrite.arrange import Orders, original_positions
 from onnxprune.rewrite.cut import Cut, cut
 from onnxprune.rewrite.finish import finish, reweigh
-from onnxprune.rewrite.prove import check_valid, outputs, prove, prove_arranged
+from onnxprune.rewrite.prove import check_valid, prove
 from onnxprune.rewrite.save import check_target, save
 from onnxprune.runtime import Session
 from onnxprune.validation.accuracy import AccuracyMeter, as_labels
@@ -228,8 +227,12 @@ class _Job:
         """Evidence, scores and losses of every group that may be pruned."""
         request = self.request
         groups = decide.select(self.network, method, request.only, request.skip, request.kinds)
-        self._check_weights()
-        groups = self._arrange(groups)
+        decide.check_weights(self.graph, self.network)
+        few = self.samples.few(PROOF_BATCH)
+        self.graph, self.orders = decide.arranged(self.graph, self.network, groups, few, self.device)
+        if self.orders:
+            self.network = find(self.graph, inner=prefers_width(request.kinds), through_norms=request.through_norms)
+            groups = [self.network.group[group.name] for group in groups]
         evidence = decide.gather(
             self.graph, self.network, groups, method, self.samples.calibration, weigh=request.budget == "auto",
             batch=self._batch(), device=self.device, seed=request.seed, progress=self.progress,
@@ -238,30 +241,10 @@ class _Job:
             self.graph, self.network, groups, method, evidence, align=request.align, seed=request.seed, device=self.device
         )
 
-    def _arrange(self, groups: Sequence[Group]) -> list[Group]:
-        """Channels of grouped convolutions change places, so that each block loses what it can spare; proven at once."""
-        scores = decide.cell_scores(self.graph, self.network, groups, self.device)
-        if scores:
-            batches = list(self.samples.few(PROOF_BATCH))
-            expected = outputs(self.graph.model, batches, self.device)
-            self.orders = arrange(self.graph, self.network, scores)
-            self.graph = trace(self.graph.model, self.graph.inputs)
-            self.network = find(
-                self.graph, inner=prefers_width(self.request.kinds), through_norms=self.request.through_norms
-            )
-            prove_arranged(self.graph, expected, batches, self.device)
-        return [self.network.group[group.name] for group in groups]
-
     def _batch(self) -> int:
         """As many samples at a time as was asked for, fewer where their activations are large: beyond that only memory grows."""
         largest = max(4 * max(prod(layer.input_shape), prod(layer.output_shape)) for layer in self.network.layers)
         return min(self.samples.batch(self.request.batch), max(FEWEST_AT_ONCE, BATCH_BYTES // largest))
-
-    def _check_weights(self) -> None:
-        for layer in self.network.layers:
-            if not bool(np.isfinite(self.graph.array(layer.weight).astype(np.float32, copy=False)).all()):
-                problem = f"weight {layer.weight!r} of layer {layer.name!r} holds NaN or infinity"
-                raise ModelError(problem, "train or export it again")
 
     def _budget(self, decisions: Sequence[decide.Decision]) -> Counts:
         kind, share = self.request.goal

@@ -93,7 +93,7 @@ def _by_block(flow: Flow, slot: LabelledSlot, joint: Joint) -> bool:
     """Whether the slot is the axis that the groups of a convolution share: each of them has other numbers there."""
     groups = flow.blocks.get(slot.node)
     stored = flow.graph.stored(flow.graph.input(slot.node, slot.input))
-    if groups is None or stored is None or stored.axes[:2] != (0, 1) or (slot.input, slot.axis) != (1, 1):
+    if groups is None or stored is None or stored.axes[:2] != (0, 1) or slot.axis != 1:
         return False
     return stored.parameter == slot.parameter and np.array_equal(joint.marginals[0], groups)
 
@@ -155,7 +155,7 @@ def _cell(
     at = np.full(count, -1, np.int64)
     at[ids] = np.arange(len(ids))
     members: list[Member] = []
-    layers: dict[str, list[str]] = {"makes": [], "reads": [], "follows": []}
+    layers: dict[str, list[str]] = {"makes": [], "reads": []}
     for place in places:
         rows = at[place.fine]
         hits = np.flatnonzero(rows >= 0)
@@ -164,7 +164,7 @@ def _cell(
         order = hits[np.argsort(rows[hits], kind="stable")]
         members.append(Member(place.slot, order.reshape(len(ids), -1), place.block))
         slot = slots[place.slot]
-        if slot.node in names:
+        if slot.node in names and slot.role in layers:
             layers[slot.role].append(names[slot.node])
     makers, readers = (tuple(dict.fromkeys(layers[role])) for role in ("makes", "reads"))
     return Group(name, group.kind, ids, tuple(members), makers, readers, group.spatial)

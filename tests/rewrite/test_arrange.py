@@ -17,7 +17,8 @@ from onnxprune.graph.structure import trace
 from onnxprune.rewrite.arrange import arrange, original_positions
 from onnxprune.rewrite.cut import Cut, cut
 from onnxprune.rewrite.prove import outputs, prove_arranged
-from tests.graph.cases import ints
+from tests.graph import test_rules  # noqa: F401  (fills CASES)
+from tests.graph.cases import CASES, ints
 from tests.graph.nets import check, feeds, half, net, node, run, values
 from tests.graph.random_nets import random_nets
 
@@ -157,6 +158,23 @@ def test_the_function_stays_and_each_block_loses_its_own_positions(name):
     unequal = {n for seed in range(3) for n in check_arranged(model, seed).removed_by_block}
     assert unequal
     assert model.SerializeToString() == before
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_operator_lets_only_channels_change_places_that_may(name):
+    """Whatever the net of a rule test lets change places, its function stays."""
+    model = CASES[name]().model
+    for through_norms in (False, True):
+        graph, _ = prepare(copied(model))
+        network = find(graph, through_norms=through_norms)
+        if not any(g.cells for g in network.groups):
+            continue
+        device = choose_device("cpu")
+        batches = [feeds(model, 2)]
+        expected = outputs(graph.model, batches, device)
+        rng = np.random.default_rng(0)
+        assert arrange(graph, network, {g.name: [rng.standard_normal(c.size) for c in g.cells] for g in network.groups})
+        prove_arranged(trace(graph.model, graph.inputs), expected, batches, device)
 
 
 def test_a_bias_that_two_layers_share_by_accident_is_cloned():

@@ -155,7 +155,7 @@ def _cell(
     at = np.full(count, -1, np.int64)
     at[ids] = np.arange(len(ids))
     members: list[Member] = []
-    layers: dict[str, list[str]] = {"makes": [], "reads": [], "follows": []}
+    layers: dict[str, list[str]] = {"makes": [], "reads": []}
     for place in places:
         rows = at[place.fine]
         hits = np.flatnonzero(rows >= 0)
@@ -164,7 +164,7 @@ def _cell(
         order = hits[np.argsort(rows[hits], kind="stable")]
         members.append(Member(place.slot, order.reshape(len(ids), -1), place.block))
         slot = slots[place.slot]
-        if slot.node in names:
+        if slot.node in names and slot.role in layers:
             layers[slot.role].append(names[slot.node])
     makers, readers = (tuple(dict.fromkeys(layers[role])) for role in ("makes", "reads"))
     return Group(name, group.kind, ids, tuple(members), makers, readers, group.spatial)

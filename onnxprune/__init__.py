@@ -25,15 +25,16 @@ if TYPE_CHECKING:
     from onnxprune.comparison import compare
     from onnxprune.contract import Method, method
     from onnxprune.errors import OnnxpruneError
+    from onnxprune.examine import explain, inspect
     from onnxprune.graph.labels import rule
     from onnxprune.graph.load import load
-    from onnxprune.pipeline import PruneResult, explain, inspect, prune
+    from onnxprune.pipeline import PruneResult, prune
     from onnxprune.testing import check_method, check_rule
 
 _HOMES = {
     "prune": "onnxprune.pipeline",
-    "inspect": "onnxprune.pipeline",
-    "explain": "onnxprune.pipeline",
+    "inspect": "onnxprune.examine",
+    "explain": "onnxprune.examine",
     "compare": "onnxprune.comparison",
     "PruneResult": "onnxprune.pipeline",
     "load": "onnxprune.graph.load",

@@ -35,8 +35,7 @@ from onnxprune.contract import ChannelPlan, Method
 from onnxprune.devices import Device, choose_device
 from onnxprune.errors import NothingToPruneError, UsageError
 from onnxprune.figures import SCHEMA, LatencyFigures, Report
-from onnxprune.graph import Graph, ModelFile, find, load, prepare, why
-from onnxprune.graph.why import Explanation
+from onnxprune.graph import Graph, ModelFile, find, load, prepare
 from onnxprune.methods import create
 from onnxprune.network import Bools, Network
 from onnxprune.request import Request, as_kinds, prefers_width
@@ -369,31 +368,3 @@ class _Job:
     def _latency(self, model: onnx.ModelProto, seconds: float = 6.0) -> LatencyFigures:
         feeds = next(self.samples.test.batches(1))
         return time_models(self.graph.model, model, feeds, device=self.device, threads=self.request.threads, seconds=seconds)
-
-
-def inspect(
-    model: str | os.PathLike[str] | onnx.ModelProto,
-    *,
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
-    kinds: str | Sequence[str] = (),
-    through_norms: bool = False,
-) -> Network:
-    """Layers, groups of channels and pins of a model, without running it.
-
-    kinds: those that pruning is to be asked for; 'head-width' alone finds the width of attention heads in place of the heads.
-    """
-    graph, _ = prepare(load(model).model, input_shapes)
-    return find(graph, inner=prefers_width(as_kinds(kinds)), through_norms=through_norms)
-
-
-def explain(
-    model: str | os.PathLike[str] | onnx.ModelProto,
-    tensor: str,
-    *,
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
-    kinds: str | Sequence[str] = (),
-    through_norms: bool = False,
-) -> Explanation:
-    """Which channels of a tensor (an activation, a weight or the weight of a layer) can go, and what holds the others."""
-    graph, _ = prepare(load(model).model, input_shapes)
-    return why.explain(graph, find(graph, inner=prefers_width(as_kinds(kinds)), through_norms=through_norms), tensor)

@@ -21,8 +21,8 @@ from onnxprune.graph.surgeon import WITH_SUBGRAPHS
 
 # Values with more elements than this are weights, not shape arithmetic.
 SMALL = 4096
-# How often inference at open sizes is told what was found; no export needs more.
-ROUNDS = 4
+# How often inference at open sizes is told what was found, at most: a chain of shuffles needs a round for each.
+ROUNDS = 64
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
 # What parameters are stored in: the small integers are quantised numbers.
 WEIGHTS = FLOATS | {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4}

@@ -1,0 +1,48 @@
+"""Shape arithmetic is made plain in one go, however long the chain, and a second time changes nothing."""
+
+from __future__ import annotations
+
+import onnx
+
+from onnxprune.graph.find import find
+from onnxprune.graph.prepare import prepare
+from tests.graph.cases import ints
+from tests.graph.nets import check, net, node, pruned, values
+
+
+def shuffles(count: int) -> onnx.ModelProto:
+    """Channel shuffles as exporters write them: groups of 2, their width computed from the shape of what comes in."""
+    nodes, x = [node("Conv", "x w", "a0", name="first")], "a0"
+    for i in range(count):
+        nodes += [
+            node("Shape", x, f"s{i}"),
+            node("Gather", f"s{i} zero", f"n{i}"),
+            node("Gather", f"s{i} one", f"c{i}"),
+            node("Div", f"c{i} two", f"h{i}"),
+            node("Concat", f"n{i} two h{i} size", f"to{i}", axis=0),
+            node("Reshape", f"{x} to{i}", f"r{i}"),
+            node("Transpose", f"r{i}", f"t{i}", perm=[0, 2, 1, 3, 4]),
+            node("Concat", f"n{i} c{i} size", f"back{i}", axis=0),
+            node("Reshape", f"t{i} back{i}", f"b{i}"),
+            node("Conv", f"b{i} v", f"a{i + 1}", name=f"conv{i}", group=8),
+        ]
+        x = f"a{i + 1}"
+    nodes.append(node("Conv", f"{x} u", "y", name="last"))
+    weights = {"w": values(8, 3, 1, 1), "v": values(8, 1, 1, 1), "u": values(4, 8, 1, 1), "zero": ints(0), "one": ints(1)}
+    return net(nodes, weights | {"two": ints(2), "size": ints(4, 4)}, {"x": ["N", 3, 4, 4]})
+
+
+def test_a_long_chain_is_made_plain_at_once():
+    model = shuffles(12)
+    graph, _ = prepare(model)
+    first = len(graph.nodes), [(g.name, g.size) for g in find(graph).groups]
+    assert not any(n.op_type == "Div" for n in graph.nodes)
+    graph, _ = prepare(model)
+    assert (len(graph.nodes), [(g.name, g.size) for g in find(graph).groups]) == first
+
+
+def test_shuffles_of_computed_width_can_be_cut():
+    model = shuffles(2)
+    _, network, made = pruned(model)
+    assert [(g.name, g.size) for g in network.groups] == [("first", 2)]
+    check(model, made)

@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx_graphsurgeon.logger.logger import G_LOGGER, LoggerSuppress
 
+from onnxprune.devices import quiet
 from onnxprune.errors import ModelError
 
 # Above all severities of graphsurgeon, which prints to stdout what our errors say better.
@@ -72,8 +73,11 @@ def fold(model: onnx.ModelProto, wanted: set[str]) -> set[str]:
     """
     wanted = {o for node in model.graph.node if wanted & set(node.output) for o in node.output if o}
     ancestors = _ancestors(model.graph, wanted)
-    with LoggerSuppress(G_LOGGER, SILENT):
-        graph = gs.import_onnx(_part(model, ancestors, wanted)).fold_constants(fold_shapes=False, recurse_subgraphs=False)
+    try:
+        with quiet(), LoggerSuppress(G_LOGGER, SILENT):  # it folds by ONNX Runtime, which has a logger of its own
+            graph = gs.import_onnx(_part(model, ancestors, wanted)).fold_constants(fold_shapes=False, recurse_subgraphs=False)
+    except Exception:  # graphsurgeon knows no sequences, for one: such weights stay computed, and are pinned
+        return set()
     folded: set[str] = set()
     for tensor in graph.tensors().values():
         if tensor.name in wanted and isinstance(tensor, gs.Constant):

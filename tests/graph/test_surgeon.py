@@ -189,3 +189,19 @@ def test_initializers_before_ir_4_are_listed_as_inputs():
     assert stored is model.graph.initializer[-1] or stored.name == "new"
     assert [i.name for i in model.graph.input] == ["x", "new"]
     assert session(model) is not None
+
+
+def test_folding_says_nothing_and_leaves_what_it_cannot_do(capfd):
+    """A constant that comes out of a sequence stays computed; ONNX Runtime, by which graphsurgeon folds, is kept quiet."""
+    nodes = [
+        node("SplitToSequence", "w", "parts", axis=1),
+        node("ConcatFromSequence", "parts", "whole", axis=1),
+        node("MatMul", "x whole", "h"),
+        node("MatMul", "h v", "y"),
+    ]
+    model = net(nodes, {"w": values(5, 7), "v": values(7, 4)}, {"x": ["N", 5]})
+    graph, _ = prepare(model)
+    assert "whole" in graph.constants
+    assert "whole" not in graph.parameters
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "")

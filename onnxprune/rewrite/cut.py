@@ -319,6 +319,9 @@ def _restate_shapes(
             dims = value.type.tensor_type.shape.dim
             if axis < len(dims) and dims[axis].HasField("dim_value"):
                 dims[axis].dim_value = int(alive[channels].sum())
+            elif axis < len(dims) and dims[axis].dim_param and not alive[channels].all():
+                # "4*batch" says how many heads there were; ONNX Runtime reuses buffers of tensors whose axes have the same name.
+                dims[axis].Clear()
     for value in model.graph.value_info:
         stored = graph.stored(value.name) if value.name in graph.constants else None
         if stored is not None and stored.parameter in removed:

@@ -311,3 +311,13 @@ def test_a_layer_whose_weight_is_an_input():
     network = find(graph)
     assert network.groups == ()
     assert [layer.name for layer in network.layers] == ["first"]
+
+
+def test_an_axis_with_a_name_loses_it_with_its_channels():
+    """ONNX Runtime takes axes of one name for equally long, also '4*N' of two attentions that keep different heads."""
+    infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", "C", 4, 4]) for n in ("r1", "r2")]
+    graph, network, _ = pruned(two_towers(W2, "w b", "u b", value_info=infos))
+    made = cut(graph, network, network.alive({network.groups[0].name: np.arange(3)}))
+    check(graph.model, made)
+    named = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in made.model.graph.value_info}
+    assert named == {"r1": ["N", 0, 4, 4], "r2": ["N", "C", 4, 4]}

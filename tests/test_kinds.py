@@ -101,3 +101,10 @@ def test_a_method_for_neurons_stays_one():
     assert {g.kind for g in decide.select(network, method, (), ())} == {"neuron"}
     with pytest.raises(NothingToPruneError):
         decide.select(network, method, (), (), ("head",))
+
+
+def test_every_method_ranks_channels_that_no_weights_read():
+    """The width of queries and keys is read by one another: methods that look at readers find none."""
+    for name in ("coreset-channel", "percentile-channel", "l1-channel", "random-channel"):
+        pruned = onnxprune.prune(transformer(), name, ratio=0.5, kinds="head-width", latency=False, samples=8)
+        assert {g["kept"] for g in pruned.report["groups"] if g["kind"] == "head-width"} == {2}

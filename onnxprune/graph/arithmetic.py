@@ -17,11 +17,12 @@ Values = Sequence[NDArray[Any]]
 def compute(node: onnx.NodeProto, inputs: Mapping[str, NDArray[Any]], opsets: Mapping[str, int]) -> list[NDArray[Any]] | None:
     """The outputs of a node, None where they cannot be told (an operator that the evaluator lacks is no error)."""
     quick = QUICK.get(node.op_type) if node.domain in ("", "ai.onnx") and len(node.output) == 1 else None
+    names = [o for o in node.output if o]
     try:
-        if quick is not None:
-            return [np.asarray(quick(node, [inputs[name] for name in node.input]))]
-        names = [o for o in node.output if o]
-        return [np.asarray(f) for f in ReferenceEvaluator(node, opsets=dict(opsets)).run(names, dict(inputs))]
+        with np.errstate(all="ignore"):  # relative positions take the logarithm of 0, and do not use it
+            if quick is not None:
+                return [np.asarray(quick(node, [inputs[name] for name in node.input]))]
+            return [np.asarray(f) for f in ReferenceEvaluator(node, opsets=dict(opsets)).run(names, dict(inputs))]
     except Exception:  # whatever numpy or the evaluator objects to: the value is just not known
         return None
 

@@ -35,7 +35,12 @@ PAPER = "Mussay et al., Data-Independent Structured Pruning of Neural Networks v
 
 
 def reader_peaks(view: ChannelView) -> Tensor:
-    """(channels,): max over all consumers, their outputs and kernel positions of |w|."""
+    """(channels,): max over all consumers, their outputs and kernel positions of |w|.
+
+    1 for channels that no weights read, because another activation is multiplied with them (the width of attention heads).
+    """
+    if not view.readers:
+        return torch.ones(view.channels, device=view.makers[0].weight.device)
     peaks = [reader.weight.abs().amax(1) for reader in view.readers]
     return torch.stack(peaks).amax(0)
 

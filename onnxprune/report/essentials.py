@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -11,6 +12,8 @@ from onnxprune.report import units
 
 Figures = Mapping[str, Any]
 MOST_GROUPS = 20
+# The node that gives a reason stands first in it.
+NODE = re.compile(r"^'[^']*' ")
 
 
 @dataclass(frozen=True)
@@ -131,13 +134,15 @@ def gone(group: Figures) -> str:
 
 
 def pinned_reasons(pins: Iterable[Figures]) -> list[PinnedReason]:
-    """Pins by reason, the one that holds most channels first."""
-    found: dict[str, PinnedReason] = {}
+    """Pins by reason, the one that holds most channels first; several nodes that give the same reason count as one."""
+    found: dict[str, list[Figures]] = {}
     for pin in pins:
-        reason = pin["reason"]
-        before = found.get(reason, PinnedReason(reason, 0, 0))
-        found[reason] = PinnedReason(reason, before.tensors + 1, before.channels + pin.get("channels", 0))
-    return sorted(found.values(), key=lambda pinned: (-pinned.channels, pinned.reason))
+        found.setdefault(NODE.sub("", pin["reason"]), []).append(pin)
+    merged = []
+    for reason, alike in found.items():
+        channels = sum(pin.get("channels", 0) for pin in alike)
+        merged.append(PinnedReason(reason if len({p["reason"] for p in alike}) > 1 else alike[0]["reason"], len(alike), channels))
+    return sorted(merged, key=lambda pinned: (-pinned.channels, pinned.reason))
 
 
 def notes(report: Figures) -> list[tuple[str, str]]:

@@ -229,6 +229,31 @@ CASES["attention_heads"] = dense(HEADS, HEAD_WEIGHTS | {"split": ints(0, 0, 4, 3
 CASES["attention_of_one_head_loses_width"] = dense(
     HEADS, HEAD_WEIGHTS | {"split": ints(0, 0, 1, 12)}, {"q_": 12, "v_": 12}, shape=("N", 5, 8)
 )
+# torch's MultiheadAttention: batch and heads share an axis, and the target of Reshape computes batch * heads.
+CASES["heads_behind_the_batch"] = dense(
+    [
+        node("Shape", "x", "sh"),
+        node("Gather", "sh zero", "n"),
+        node("Mul", "n four", "nh"),
+        node("Concat", "five nh three", "split", axis=0),
+        node("Concat", "five n twelve", "join", axis=0),
+        node("Transpose", "x", "xt", perm=[1, 0, 2]),
+        *(node("MatMul", f"xt w{n}", n, name=f"{n}_") for n in "qkv"),
+        *(node("Reshape", f"{n} split", f"{n}s") for n in "qkv"),
+        *(node("Transpose", f"{n}s", f"{n}h", perm=[1, 0, 2]) for n in "qv"),
+        node("Transpose", "ks", "kh", perm=[1, 2, 0]),
+        node("MatMul", "qh kh", "scores"),
+        node("Softmax", "scores", "p", axis=-1),
+        node("MatMul", "p vh", "c"),
+        node("Transpose", "c", "ct", perm=[1, 0, 2]),
+        node("Reshape", "ct join", "o"),
+        node("MatMul", "o wo", "y", name="out"),
+    ],
+    {n: values(8, 12) for n in ("wq", "wk", "wv")}
+    | {"wo": values(12, 8), "zero": ints(0), "four": ints(4), "five": ints(5), "three": ints(3), "twelve": ints(12)},
+    {"q_": 4},
+    shape=("N", 5, 8),
+)
 # One matrix makes queries, keys and values: their widths go together, and the product is read by a layer too.
 CASES["one_matrix_for_attention_of_one_head"] = dense(
     [

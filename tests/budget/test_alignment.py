@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -30,6 +31,14 @@ def test_the_block_follows_operator_machine_and_size(size, spatial, widest, bloc
     assert list(found.counts) == sorted(set(found.counts), reverse=True)
     assert all(n % block == 0 for n in found.counts[1:])
     assert found.counts[-1] >= max(1, size * 0.1)
+
+
+@pytest.mark.parametrize(("width", "block"), [(1, 16), (2, 8), (4, 4), (6, 8), (16, 1), (48, 1)])
+def test_blocks_are_counted_in_channels(width, block):
+    """Whole groups of a convolution: 64 of them, so many channels wide each; what stays is a multiple of 16 channels."""
+    found = choices(replace(group(64), width=width), "auto", 0.1, 16)
+    assert found.block == block
+    assert all(n * width % 16 == 0 for n in found.counts[1:])
 
 
 @pytest.mark.parametrize("size", range(1, 70))

@@ -154,6 +154,15 @@ def test_a_dear_first_step_does_not_hide_cheap_ones_behind_it():
     assert kept == {"dear": 1, "flat": 5}
 
 
+@pytest.mark.parametrize("budget", ["auto", "global"])
+def test_a_wide_channel_counts_for_what_it_is_wide(budget):
+    """4 heads 24 wide and 96 units: half of the 192 channels goes, and 3 of the heads, which matter least, are 72 of them."""
+    curve = lambda size, price: price * np.arange(size, -1.0, -1.0)  # noqa: E731
+    heads = Candidate(Choices("heads", 4, 1, (4, 3, 2, 1), 24), np.array([1e-6, 1e-6, 1e-6, 4.0]), curve(4, 1e-6))
+    units = Candidate(Choices("units", 96, 1, tuple(range(96, 0, -1))), np.ones(96), curve(96, 1.0))
+    assert by_ratio(budget, [heads, units], 0.5) == {"heads": 1, "units": 72}
+
+
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("share", [0.2, 0.35, 0.5, 0.8, 0.95, 1.0])
 @pytest.mark.parametrize("block", [1, 4])

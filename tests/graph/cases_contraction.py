@@ -254,6 +254,40 @@ CASES["heads_behind_the_batch"] = dense(
     {"q_": 4},
     shape=("N", 5, 8),
 )
+# As transformers exports grouped queries: keys are repeated by an Expand whose target runs through Where; their number is read from a
+# shape and multiplied by the repeats.
+CASES["grouped_queries"] = dense(
+    [
+        node("MatMul", "x wq", "q", name="q_"),
+        node("MatMul", "x wk", "k", name="k_"),
+        node("Shape", "x", "sh"),
+        node("Gather", "sh zero", "n"),
+        node("Concat", "n five minus three", "split", axis=0),
+        node("Reshape", "q split", "qs"),
+        node("Reshape", "k split", "ks"),
+        node("Transpose", "qs", "qh", perm=[0, 2, 1, 3]),
+        node("Transpose", "ks", "kh", perm=[0, 2, 1, 3]),
+        node("Shape", "kh", "ksh"),
+        node("Gather", "ksh one", "kv"),
+        node("Unsqueeze", "kh two", "ku"),
+        node("Concat", "n kv two five three", "to", axis=0),
+        node("Equal", "to minus", "open"),
+        node("Where", "open ones to", "target"),
+        node("Expand", "ku target", "ke"),
+        node("Mul", "kv two", "heads"),
+        node("Concat", "n heads five three", "back", axis=0),
+        node("Reshape", "ke back", "kr"),
+        node("Transpose", "kr", "kt", perm=[0, 1, 3, 2]),
+        node("MatMul", "qh kt", "scores"),
+        node("Transpose", "scores", "st", perm=[0, 2, 1, 3]),
+        node("Reshape", "st join", "o"),
+        node("MatMul", "o wo", "y", name="out"),
+    ],
+    {"wq": values(8, 24), "wk": values(8, 12), "wo": values(40, 8), "join": ints(0, 0, -1), "ones": ints(1, 1, 1, 1, 1)}
+    | {"zero": ints(0), "one": ints(1), "two": ints(2), "three": ints(3), "five": ints(5), "minus": ints(-1)},
+    {"q_": 4},
+    shape=("N", 5, 8),
+)
 # One matrix makes queries, keys and values: their widths go together, and the product is read by a layer too.
 CASES["one_matrix_for_attention_of_one_head"] = dense(
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import onnx
+import pytest
 
 from onnxprune.graph.find import find
 from onnxprune.graph.prepare import prepare
@@ -32,8 +33,26 @@ def shuffles(count: int) -> onnx.ModelProto:
     return net(nodes, weights | {"two": ints(2), "size": ints(4, 4)}, {"x": ["N", 3, 4, 4]})
 
 
-def test_a_long_chain_is_made_plain_at_once():
-    model = shuffles(12)
+def halves(count: int) -> onnx.ModelProto:
+    """Each half of the channels, its bound computed from the shape of what comes in: inference has to be told to see further."""
+    nodes, x = [node("Conv", "x w", "a0", name="first")], "a0"
+    for i in range(count):
+        nodes += [
+            node("Shape", x, f"s{i}"),
+            node("Gather", f"s{i} one", f"c{i}"),
+            node("Div", f"c{i} two", f"h{i}"),
+            node("Slice", f"{x} zero h{i} one", f"l{i}"),
+            node("Slice", f"{x} h{i} c{i} one", f"r{i}"),
+            node("Concat", f"r{i} l{i}", f"a{i + 1}", axis=1),
+        ]
+        x = f"a{i + 1}"
+    nodes.append(node("Conv", f"{x} u", "y", name="last"))
+    weights = {"w": values(8, 3, 1, 1), "u": values(4, 8, 1, 1), "zero": ints(0), "one": ints(1), "two": ints(2)}
+    return net(nodes, weights, {"x": ["N", 3, 4, 4]})
+
+
+@pytest.mark.parametrize("model", [shuffles(12), halves(12)])
+def test_a_long_chain_is_made_plain_at_once(model):
     graph, _ = prepare(model)
     first = len(graph.nodes), [(g.name, g.size) for g in find(graph).groups]
     assert not any(n.op_type == "Div" for n in graph.nodes)

@@ -254,8 +254,8 @@ CASES["heads_behind_the_batch"] = dense(
     {"q_": 4},
     shape=("N", 5, 8),
 )
-# As transformers exports grouped queries: keys are repeated by an Expand whose target runs through Where; their number is read from a
-# shape and multiplied by the repeats.
+# As transformers exports grouped queries: keys are repeated by an Expand whose target runs through Where.
+# Their number is read from a shape and multiplied by the repeats.
 CASES["grouped_queries"] = dense(
     [
         node("MatMul", "x wq", "q", name="q_"),

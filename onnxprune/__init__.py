@@ -23,7 +23,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 if TYPE_CHECKING:
     from onnxprune.comparison import compare
-    from onnxprune.contract import Method, method
+    from onnxprune.contract import ChannelMethod, Method, WeightMethod, method
     from onnxprune.errors import OnnxpruneError
     from onnxprune.examine import explain, inspect
     from onnxprune.graph.labels import rule
@@ -39,6 +39,8 @@ _HOMES = {
     "PruneResult": "onnxprune.pipeline",
     "load": "onnxprune.graph.load",
     "Method": "onnxprune.contract",
+    "ChannelMethod": "onnxprune.contract",
+    "WeightMethod": "onnxprune.contract",
     "method": "onnxprune.contract",
     "rule": "onnxprune.graph.labels",
     "OnnxpruneError": "onnxprune.errors",
@@ -47,8 +49,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "Method", "OnnxpruneError", "PruneResult", "__version__", "check_method", "check_rule", "compare", "explain", "inspect",
-    "load", "method", "prune", "rule",
+    "ChannelMethod", "Method", "OnnxpruneError", "PruneResult", "WeightMethod", "__version__", "check_method", "check_rule",
+    "compare", "explain", "inspect", "load", "method", "prune", "rule",
 ]  # fmt: skip
 
 

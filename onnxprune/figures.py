@@ -32,6 +32,29 @@ class GroupFigures(TypedDict):
     layers: list[str]
 
 
+class WeightFigures(TypedDict):
+    """One stored matrix; `layers` read it, `zeros` of its `weights` are zero now, `reason` is why it was left alone."""
+
+    name: str
+    layers: list[str]
+    weights: int
+    zeros_before: int
+    zeros: int
+    reason: str | None
+
+
+class Sparsity(TypedDict):
+    """Zeros among all stored matrices, as shares, and what both files shrink to when compressed by deflate (bytes)."""
+
+    summary: str
+    weights: int
+    share_asked: float | None
+    share_before: float
+    share: float
+    compressed_bytes_before: int
+    compressed_bytes: int
+
+
 class PinFigures(TypedDict):
     tensor: str
     reason: str
@@ -82,6 +105,7 @@ class Report(TypedDict):
     `removed_by_block`: the same for axes along which the groups of a convolution lost different positions: one list per group.
     `reordered`: of axes whose channels changed places, which positions of the original stand there now, in this order (of an axis
     that the groups of a convolution share: one list per group). All other axes keep their order.
+    `weights` and `sparsity`: of methods that set weights to zero. `bounds`: what the method's paper guarantees, where it does.
     """
 
     schema: int
@@ -94,12 +118,15 @@ class Report(TypedDict):
     original: ModelFigures
     pruned: ModelFigures
     groups: list[GroupFigures]
+    weights: list[WeightFigures]
     removed: dict[str, dict[str, list[int]]]
     removed_by_block: dict[str, dict[str, list[list[int]]]]
     reordered: dict[str, dict[str, list[Any]]]
     pinned: list[PinFigures]
     repair: dict[str, Any]
     alignment: dict[str, Any]
+    sparsity: Sparsity | None
+    bounds: dict[str, Any]
     latency: LatencyFigures | None
     deviation: dict[str, Deviation]
     accuracy: Accuracy | None

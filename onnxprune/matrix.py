@@ -14,13 +14,30 @@ from torch import Tensor
 
 from onnxprune.network import Layer
 
+# Layers whose weight is (directions, gates * units, inputs): a direction is a group.
+RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+
 
 def group_count(layer: Layer, weight_shape: tuple[int, ...]) -> int:
     """Groups of the layer once its weight has this shape: fewer where whole groups went (of a depthwise layer: channels)."""
+    if layer.op in RECURRENT:
+        return layer.groups
     if layer.groups == 1 or not layer.op.startswith("Conv"):
         return 1
     depthwise = layer.weight_shape[1] == 1 if layer.op == "Conv" else layer.weight_shape[0] == layer.groups
     return weight_shape[0] * layer.groups // layer.weight_shape[0] if depthwise or layer.whole_groups else layer.groups
+
+
+def fan_in(layer: Layer) -> int:
+    """Inputs that one output sums over: the width of the layer's matrix."""
+    shape = layer.weight_shape
+    if layer.op == "ConvTranspose":
+        return shape[0] // layer.groups * prod(shape[2:])
+    if layer.op == "Conv":
+        return prod(shape[1:])
+    if layer.op in RECURRENT:
+        return shape[2]
+    return shape[0 if layer.transposed else 1]
 
 
 def to_matrix(layer: Layer, weight: Tensor) -> Tensor:
@@ -32,6 +49,8 @@ def to_matrix(layer: Layer, weight: Tensor) -> Tensor:
         return mirrored.transpose(1, 2).reshape(groups, weight.shape[1], -1)
     if layer.op == "Conv":
         return weight.reshape(groups, weight.shape[0] // groups, -1)
+    if layer.op in RECURRENT:
+        return weight
     return (weight.T if layer.transposed else weight)[None] * layer.scale
 
 
@@ -44,6 +63,8 @@ def from_matrix(layer: Layer, matrix: Tensor, weight_shape: tuple[int, ...]) -> 
         return blocks.reshape(weight_shape).flip(tuple(range(2, len(weight_shape))))
     if layer.op == "Conv":
         return matrix.reshape(weight_shape)
+    if layer.op in RECURRENT:
+        return matrix
     flat = matrix[0] / layer.scale
     return (flat.T if layer.transposed else flat).contiguous()
 
@@ -70,6 +91,8 @@ def positions(layer: Layer, x: Tensor, limit: int, rng: torch.Generator) -> Tens
     """
     if layer.op.startswith("Conv"):
         total, limit = prod(output_spatial(layer, tuple(x.shape[2:]))), -(-limit // max(len(x), 1))
+    elif layer.op in RECURRENT:
+        total = x.numel() // (x.shape[-1] * (layer.groups if x.ndim == 4 else 1))
     else:
         total = x.numel() // x.shape[_input_axis(layer, x)]
     return _some(total, limit, rng, x)
@@ -86,8 +109,12 @@ def rows(layer: Layer, x: Tensor, groups: int, chosen: Tensor | None) -> Tensor:
     """What each output position reads: (positions, groups, in), sample by sample. `chosen` as from `positions`.
 
     Only the chosen positions are gathered, straight from the channels-first layout: no padded or reordered copy of x is made.
+    Of a recurrent layer a position is one step of one sample; hidden states differ from direction to direction, inputs do not.
     The result of a convolution lies in memory as (groups, in, positions), which products of it do not mind.
     """
+    if layer.op in RECURRENT:
+        steps = x.transpose(1, 2).flatten(0, 1) if x.ndim == 4 else x.flatten(0, 1)[:, None].expand(-1, groups, -1)
+        return steps if chosen is None else steps[chosen]
     if not layer.op.startswith("Conv"):
         flat = x.movedim(_input_axis(layer, x), -1).reshape(-1, x.shape[_input_axis(layer, x)])
         return (flat if chosen is None else flat[chosen])[:, None]

@@ -11,6 +11,8 @@ from onnxprune.errors import UnknownNameError, UsageError
 from onnxprune.network import KINDS, Kind
 from onnxprune.validation.gates import GateExpression
 
+# Of these weight methods alone know what to do with.
+WEIGHT_BUDGETS = ("row", "bound")
 REPAIRS = ("auto", "least-squares", "mean", "none")
 
 
@@ -21,6 +23,16 @@ def as_kinds(given: str | Sequence[str]) -> tuple[Kind, ...]:
         if name and name not in KINDS:
             raise UnknownNameError("kind of channel", name, KINDS)
     return tuple(kind for kind in KINDS if kind in names)
+
+
+def as_pattern(given: str | None) -> tuple[int, int] | None:
+    """'2:4' -> (2, 4): of every 4 neighbouring weights 2 stay. Raises UsageError."""
+    if given is None:
+        return None
+    n, colon, m = given.partition(":")
+    if not colon or not n.isdecimal() or not m.isdecimal() or not 0 < int(n) < int(m):
+        raise UsageError(f"a pattern of {given!r}", "write N:M with 0 < N < M, such as 2:4: of every 4 neighbours 2 stay")
+    return int(n), int(m)
 
 
 def prefers_width(kinds: Sequence[Kind]) -> bool:
@@ -49,16 +61,23 @@ class Request:
     gates: tuple[GateExpression, ...]
     kinds: tuple[Kind, ...] = ()
     through_norms: bool = False
+    keep_ends: bool = False
+    pattern: tuple[int, int] | None = None
+    epsilon: float | None = None
+    guarantee_labels: float | None = None
+    sparse_storage: bool = False
 
     def __post_init__(self) -> None:
-        if (self.ratio is None) == (self.target is None):
+        amounts = (self.ratio, self.target, self.pattern, self.epsilon, self.guarantee_labels)
+        if sum(amount is not None for amount in amounts) != 1:
             raise UsageError(
-                "say how much should go", "give either a ratio (share removed) or a target such as 'macs=0.6' (share kept)"
+                "say how much should go, in one way", "give a ratio (share removed) or a target such as 'macs=0.6' (share kept)"
             )
         if self.ratio is not None and not 0 <= self.ratio < 1:
             raise UsageError(f"a ratio of {self.ratio}", "it is the share of channels to remove, from 0 to less than 1")
-        if self.budget not in BUDGETS:
-            raise UnknownNameError("budget", self.budget, BUDGETS)
+        budgets = (*BUDGETS, *WEIGHT_BUDGETS)
+        if self.budget not in budgets:
+            raise UnknownNameError("budget", self.budget, budgets)
         if self.repair not in REPAIRS:
             raise UnknownNameError("repair", self.repair, REPAIRS)
 
@@ -77,6 +96,20 @@ class Request:
                 f"a target of {self.target!r}", "write macs=0.6, params=0.6, bytes=0.6 or latency=0.6: the share to keep"
             )
         return kind, value
+
+    @property
+    def share_removed(self) -> float:
+        """Of weights: the share that goes, zeros that were there before included.
+
+        Raises UsageError for targets that zeros do not help.
+        """
+        if self.pattern is not None:
+            return 1 - self.pattern[0] / self.pattern[1]
+        kind, share = self.goal
+        if kind not in ("channels", "params"):
+            remedy = "give --ratio or --target params=0.3, or use a -channel method, which removes channels"
+            raise UsageError(f"zeros bring no less {kind}", remedy)
+        return 1 - share
 
     @property
     def repair_kind(self) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import onnxprune
-from onnxprune import decide
+from onnxprune.decide import channels as decide
 from onnxprune.errors import NothingToPruneError, UnknownNameError
 from onnxprune.methods import create
 from onnxprune.request import as_kinds

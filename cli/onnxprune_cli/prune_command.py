@@ -45,9 +45,11 @@ from onnxprune_cli.progress import progress_bar
     "--budget",
     default="auto",
     show_default=True,
-    metavar="auto|uniform|global",
-    help="How the ratio is spread over the groups of channels.",
+    metavar="auto|uniform|global|row|bound",
+    help="How the ratio is spread over the groups of channels, or over layers (row, bound: of weights alone).",
 )
+@click.option("--pattern", metavar="N:M", help="Instead of --ratio, of weights: N of every M neighbours stay, e.g. 2:4.")
+@click.option("--keep-ends", is_flag=True, help="Of weights: the first and the last layer keep all of theirs.")
 @click.option(
     "--align",
     type=read.alignment,
@@ -81,11 +83,12 @@ from onnxprune_cli.progress import progress_bar
 def prune(model: str, **given: Any) -> int:
     """Prune MODEL and report what it cost and gained.
 
-    One of --ratio and --target is needed.
+    One of --ratio, --target and --pattern is needed.
     """
-    if (given["ratio"] is None) == (given["target"] is None):
-        both = "not both: " if given["ratio"] is not None else ""
-        raise click.UsageError(f"say how much should go, {both}--ratio 0.4 (the share removed) or --target macs=0.6 (kept)")
+    amounts = [f"--{name}" for name in ("ratio", "target", "pattern") if given[name] is not None]
+    if len(amounts) != 1:
+        but = f"not by {' and '.join(amounts)} together: " if amounts else ""
+        raise click.UsageError(f"say how much should go, {but}--ratio 0.4 (the share removed) or --target macs=0.6 (kept)")
     output = None if given.pop("dry_run") else _output(model, given["output"], given["positional_output"])
     places = {key: given.pop(key) for key in ("json_to", "summary")}
     check_places(output, *places.values(), inputs=(model, *(given[key] for key in ("data", "test_data", "labels"))))

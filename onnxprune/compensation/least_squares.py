@@ -13,7 +13,7 @@ the ridge shrinks towards W0 instead of zero. lambda = f * mean variance of x'; 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -119,10 +119,21 @@ class Repaired:
     ridge: float | None
 
 
+Solution = tuple[Tensor, Tensor]
+Solve = Callable[[Regression, Tensor, Tensor, float, bool], Solution | None]
+
+
 def least_squares(fit: Regression, held: Regression, weight: Tensor, bias: Tensor, *, free_bias: bool) -> Repaired:
     """The best weights in the sense above. fit, held: disjoint samples, `fit` is used up; weight, bias: what is left (W0).
 
     free_bias   False where the layer has no place for a bias: then b stays as it is
+    """
+    return refit(_solve, fit, held, weight, bias, free_bias=free_bias)
+
+
+def refit(solve: Solve, fit: Regression, held: Regression, weight: Tensor, bias: Tensor, *, free_bias: bool) -> Repaired:
+    """What `solve` finds, with the ridge that is best on `held`.
+
     Falls back on the weights that are left if nothing better can be found (no rows, singular beyond the ridge, worse on `held`).
     """
     judge = held if held.count else fit
@@ -131,25 +142,22 @@ def least_squares(fit: Regression, held: Regression, weight: Tensor, bias: Tenso
         return Repaired(weight, bias, float("nan"), float("nan"), None)
     before = judge.error(w0, b0)
     plenty = not held.count or fit.count > PLENTY * weight.shape[2]
-    after, ridge, found = _best_ridge(fit, judge, w0, b0, free_bias, RIDGES[:1] if plenty else RIDGES)
+    after, ridge, found = _best_ridge(solve, fit, judge, w0, b0, free_bias, RIDGES[:1] if plenty else RIDGES)
     if found is None or not after < before:
         return Repaired(weight, bias, before, before, None)
     # Once the ridge is judged nothing needs the two apart: added up in place, for these sums are the largest thing in memory.
     fit.merge(held)
-    found = _solve(fit, w0, b0, ridge, free_bias) or found
+    found = solve(fit, w0, b0, ridge, free_bias) or found
     return Repaired(found[0], found[1], before, after, ridge)
 
 
-Solution = tuple[Tensor, Tensor]
-
-
 def _best_ridge(
-    fit: Regression, judge: Regression, w0: Tensor, b0: Tensor, free_bias: bool, ridges: Sequence[float]
+    solve: Solve, fit: Regression, judge: Regression, w0: Tensor, b0: Tensor, free_bias: bool, ridges: Sequence[float]
 ) -> tuple[float, float, Solution | None]:
     """(error, ridge, solution) at the bottom of the valley: from the second ridge downhill, each step one factorisation."""
 
     def tried(index: int) -> tuple[float, float, Solution | None]:
-        found = _solve(fit, w0, b0, ridges[index], free_bias) if 0 <= index < len(ridges) else None
+        found = solve(fit, w0, b0, ridges[index], free_bias) if 0 <= index < len(ridges) else None
         return (judge.error(*found), ridges[index], found) if found else (float("inf"), 0.0, None)
 
     start = min(1, len(ridges) - 1)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from onnxprune.contract import ChannelView, Method, method
+from onnxprune.contract import ChannelMethod, ChannelView, method
 from onnxprune.errors import UsageError
 
 
 @method
-class BatchNormScaleChannel(Method):
+class BatchNormScaleChannel(ChannelMethod):
     """score = sum over makers of |gamma|, the scale of the BatchNormalization behind each.
 
     The paper trains with an L1 penalty on gamma first; a finished file had none: the ranking is as good as its gammas.

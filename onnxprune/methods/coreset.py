@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from onnxprune.contract import Activation, ChannelPlan, ChannelView, MaxNorm, Method, Option, Statistic, method
+from onnxprune.contract import Activation, ChannelMethod, ChannelPlan, ChannelView, MaxNorm, Option, Statistic, method
 from onnxprune.errors import UsageError
 
 PAPER = "Mussay et al., Data-Independent Structured Pruning of Neural Networks via Coresets"
@@ -65,7 +65,7 @@ def reweigh(probabilities: Tensor, times: Tensor, keep: Tensor, rng: torch.Gener
     return hits / (hits.sum() * probabilities[keep])
 
 
-class _Sampler(Method):
+class _Sampler(ChannelMethod):
     """Sampling until the wanted number is reached, then reweighing; subclasses say with which probabilities."""
 
     def score(self, view: ChannelView) -> Tensor:
@@ -158,7 +158,7 @@ class UniformChannel(_Sampler):
 
 
 @method
-class PercentileChannel(Method):
+class PercentileChannel(ChannelMethod):
     """The paper's baseline: keep the channels with the largest norms ||p||, unweighted."""
 
     name = "percentile-channel"

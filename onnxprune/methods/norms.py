@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from onnxprune.contract import ChannelView, Method, method
+from onnxprune.contract import ChannelMethod, ChannelView, method
 
 LI = "Li et al., Pruning Filters for Efficient ConvNets (ICLR 2017)"
 
@@ -19,7 +19,7 @@ def _norms(view: ChannelView, order: int) -> Tensor:
 
 
 @method
-class L1Channel(Method):
+class L1Channel(ChannelMethod):
     """score = sum over makers of ||p||_1."""
 
     name = "l1-channel"
@@ -31,7 +31,7 @@ class L1Channel(Method):
 
 
 @method
-class L2Channel(Method):
+class L2Channel(ChannelMethod):
     """score = sum over makers of ||p||_2."""
 
     name = "l2-channel"
@@ -42,7 +42,7 @@ class L2Channel(Method):
         return _norms(view, 2)
 
 
-class _Random(Method):
+class _Random(ChannelMethod):
     """A seeded permutation, no weights."""
 
     paper = "baseline"

@@ -45,6 +45,8 @@ def title(report: Figures) -> str:
 
 def headline(report: Figures) -> str:
     """What was asked for and what came of it."""
+    if report.get("sparsity"):
+        return _weights_headline(report)
     groups: list[Figures] = report.get("groups") or []
     channels, kept = (sum(g[key] for g in groups) for key in ("channels", "kept"))
     parts = []
@@ -64,6 +66,13 @@ def headline(report: Figures) -> str:
     return ", ".join(parts)
 
 
+def _weights_headline(report: Figures) -> str:
+    sparsity, options = report["sparsity"], report.get("options") or {}
+    asked = f"{sparsity['share_asked']:.2f} of the weights asked, " if sparsity.get("share_asked") is not None else ""
+    pattern = f"pattern {options['pattern']}, " if options.get("pattern") else ""
+    return f"{asked}{pattern}{sparsity['share']:.2f} of them are zero"
+
+
 def _target(target: object) -> str:
     return ", ".join(f"{k}={v}" for k, v in target.items()) if isinstance(target, Mapping) else str(target)
 
@@ -78,7 +87,26 @@ def rows(report: Figures) -> list[Row]:
         a, b = original.get(key), pruned.get(key)
         if a is not None and b is not None:
             found.append(Row(what, form(a), form(b), units.change(a, b), b < a if b != a else None))
-    return found + _latency_rows(report) + _accuracy_rows(report)
+    return found + _sparsity_rows(report) + _latency_rows(report) + _accuracy_rows(report)
+
+
+def _sparsity_rows(report: Figures) -> list[Row]:
+    figures = report.get("sparsity")
+    if not figures:
+        return []
+    left = [round(figures["weights"] * (1 - figures[key])) for key in ("share_before", "share")]
+    packed = [figures[key] for key in ("compressed_bytes_before", "compressed_bytes")]
+    kinds = (("weights that are not zero", left, units.count), ("tensors, deflated", packed, units.size))
+    return [Row(what, form(a), form(b), units.change(a, b), b < a or None) for what, (a, b), form in kinds]
+
+
+def weight_rows(report: Figures, most: int | None) -> tuple[list[Figures], int]:
+    """The matrices with the most weights, in the order of the model, and how many are left out."""
+    found: list[Figures] = list(report.get("weights") or [])
+    if most is None or len(found) <= most:
+        return found, 0
+    chosen = sorted(sorted(range(len(found)), key=lambda i: -found[i]["weights"])[:most])
+    return [found[i] for i in chosen], len(found) - most
 
 
 def _latency_rows(report: Figures) -> list[Row]:
@@ -147,7 +175,7 @@ def pinned_reasons(pins: Iterable[Figures]) -> list[PinnedReason]:
 
 def notes(report: Figures) -> list[tuple[str, str]]:
     """(label, sentence) for alignment, repair, proof and data, where the report tells of them."""
-    labels = {"alignment": "aligned", "repair": "repaired", "proof": "proven", "data": "inputs"}
+    labels = {"sparsity": "zeros", "alignment": "aligned", "repair": "repaired", "proof": "proven", "data": "inputs"}
     told = [(label, units.sentence(report.get(key) or {})) for key, label in labels.items()]
     return [(label, text) for label, text in told if text]
 

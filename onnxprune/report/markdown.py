@@ -25,8 +25,7 @@ def render(report: Mapping[str, Any]) -> str:
         _models(report),
         _deviations(report),
         _notes(report),
-        _groups(report),
-        _pins(report),
+        *((_weights(report),) if report.get("sparsity") else (_groups(report), _pins(report))),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -85,6 +84,13 @@ def _groups(report: Mapping[str, Any]) -> str:
         f"\n\nand {more} smaller groups" if more else ""
     )
     return _folded(f"{units.plural(len(groups) + more, 'group')} of channels", body)
+
+
+def _weights(report: Mapping[str, Any]) -> str:
+    rows, more = essentials.weight_rows(report, essentials.MOST_GROUPS)
+    cells = [(escaped(r["name"]), f"{r['weights']:,}", f"{r['zeros']:,}", escaped(r["reason"] or "")) for r in rows]
+    rest = f"\n\nand {more} smaller ones" if more else ""
+    return _folded("Zeros by matrix", table(("matrix", "weights", "zero", "left alone"), cells) + rest)
 
 
 def _pins(report: Mapping[str, Any]) -> str:

@@ -23,8 +23,8 @@ def show(report: Mapping[str, Any], console: Console, *, verbose: bool = False) 
 def render(report: Mapping[str, Any], *, verbose: bool = False) -> Group:
     parts = [
         _title(report),
-        _groups(report, verbose),
-        _pins(report),
+        _weights(report, verbose) if report.get("sparsity") else _groups(report, verbose),
+        None if report.get("sparsity") else _pins(report),
         _models(report),
         _deviations(report),
         _notes(report, verbose),
@@ -103,6 +103,22 @@ def _groups(report: Mapping[str, Any], verbose: bool) -> RenderableType | None:
         )
     body = Group(table, Text(f"the {len(groups)} largest; --verbose lists {more} more", "dim")) if more else table
     return titled("Groups", f"{units.plural(len(groups) + more, 'set')} of channels that live and die together", body)
+
+
+def _weights(report: Mapping[str, Any], verbose: bool) -> RenderableType | None:
+    rows, more = essentials.weight_rows(report, None if verbose else essentials.MOST_GROUPS)
+    table = ruled_table()
+    for name in ("weights", "zero", "share"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("matrix", overflow="fold")
+    for row in rows:
+        cell = Text(units.printable(row["name"]))
+        if row["reason"]:
+            cell.append(f"  left alone: {units.printable(row['reason'])}", "dim")
+        share = units.percent(row["zeros"] / row["weights"]) if row["weights"] else units.UNDEFINED
+        table.add_row(f"{row['weights']:,}", f"{row['zeros']:,}", share, cell)
+    body = Group(table, Text(f"the {len(rows)} largest; --verbose lists {more} more", "dim")) if more else table
+    return titled("Weights", f"{units.plural(len(rows) + more, 'matrix').replace('matrixs', 'matrices')} of layers", body)
 
 
 def _pins(report: Mapping[str, Any]) -> RenderableType | None:

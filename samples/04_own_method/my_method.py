@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 
 import onnxprune
-from onnxprune.contract import ChannelView, Method, Moments, method
+from onnxprune.contract import ChannelMethod, ChannelView, Moments, method
 
 SAMPLES = Path(__file__).resolve().parents[1]
 
 
 @method
-class VarianceNeuron(Method):
+class VarianceNeuron(ChannelMethod):
     """Importance of unit c: sum over readers and positions p of Var(x_p) * ||W_p||^2.
 
     That is what the readers' outputs lose in variance when c goes, were the units independent; the mean that goes with it is

@@ -104,8 +104,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     given = parser.parse_args()
     import onnxprune
-    from onnxprune import decide, pipeline
     from onnxprune.calibration.repair import Repair
+    from onnxprune.decide import channels as decide
+    from onnxprune.jobs.channels import ChannelJob
 
     meter = Meter()
     images = next(iter(np.load(given.data).values()))[: given.samples] if given.data else noise(given.samples)
@@ -122,7 +123,7 @@ def main() -> None:
         say(f"find + decide + rewrite without data: {sum(timings[k] for k in ('find', 'decide', 'rewrite')):.2f} s")
         before = peak()
         for owner, attribute, label in (
-            (pipeline._Job, "_see", "observing"), (pipeline._Job, "_repair", "repairing"),
+            (ChannelJob, "_see", "observing"), (ChannelJob, "_repair", "repairing"),
             (decide, "judge", "weighing the choices"),
             (Repair, "_refit", "refitting"), (decide, "observe", "looking"), (decide, "measure_gains", "probing"),
             (Repair, "_add", "adding up"),

@@ -14,7 +14,7 @@ def test_defaults_are_left_to_the_library(run, library, model):
         {
             "model": "net.onnx", "method": "coreset-channel", "ratio": 0.4, "target": None, "data": None, "test_data": None,
             "labels": None, "budget": "auto", "align": "auto", "repair": "auto", "sequential": None, "reweigh": True,
-            "beta": None, "options": {}, "only": (), "skip": (), "kinds": (), "through_norms": False, "device": "auto",
+            "beta": None, "options": {}, "only": (), "skip": (), "kinds": (), "through_norms": False, "keep_ends": False, "pattern": None, "device": "auto",
             "threads": 1, "seed": 0, "samples": 1024, "held_out": 0.2, "batch": 32, "input_shapes": None, "mean": None,
             "std": None, "layout": "auto", "latency": True, "gates": (), "output": "net.pruned.onnx", "progress": None,
         }
@@ -40,6 +40,7 @@ def test_defaults_are_left_to_the_library(run, library, model):
         ("--option tries=3 --option kind=a=b --option exact=true", "options", {"tries": 3, "kind": "a=b", "exact": True}),
         ("--only a* --only b", "only", ("a*", "b")),
         ("--through-norms", "through_norms", True),
+        ("--keep-ends", "keep_ends", True),
         ("--kind neuron,head --kind head-width", "kinds", ("neuron", "head", "head-width")),
         ("--skip head", "skip", ("head",)),
         ("--device cuda:1", "device", "cuda:1"),
@@ -75,7 +76,8 @@ def test_target_instead_of_ratio(run, library, model):
     ("args", "message"),
     [
         ("", "say how much should go"),
-        ("--ratio 0.4 --target macs=0.6", "not both"),
+        ("--ratio 0.4 --target macs=0.6", "not by --ratio and --target together"),
+        ("--pattern 2:4 --ratio 0.5", "not by --ratio and --pattern together"),
         ("--ratio 1", "less than 1"),
         ("--ratio -0.1", "at least 0"),
         ("--ratio nan", "nan is not"),

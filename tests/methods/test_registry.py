@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from onnxprune.contract import Method, method
+from onnxprune.contract import ChannelMethod, method
 from onnxprune.errors import OnnxpruneError, UnknownNameError, UsageError
 from onnxprune.methods import METHODS, create
 
@@ -27,10 +27,10 @@ def announce(folder, module, source, entry):
 
 
 SOURCE = """
-from onnxprune.contract import Method, method
+from onnxprune.contract import ChannelMethod, method
 
 @method
-class Theirs(Method):
+class Theirs(ChannelMethod):
     name = "theirs-channel"
     paper = "theirs"
     target = "channel"
@@ -57,7 +57,7 @@ def test_a_broken_package_is_named_not_a_traceback(tmp_path, monkeypatch):
 
 
 def test_a_name_may_be_taken_once():
-    class Second(Method):
+    class Second(ChannelMethod):
         name = "l1-channel"
         paper = "x"
         target = "channel"

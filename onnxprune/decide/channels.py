@@ -1,11 +1,10 @@
-"""DECIDE: evidence about every group -> a score and a loss for each channel -> how many stay -> which ones."""
+"""DECIDE for channels: evidence about every group -> a score and a loss for each channel -> how many stay -> which ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from zlib import crc32
 
 import numpy as np
 import torch
@@ -16,18 +15,16 @@ from onnxprune.budget.alignment import choices, vector_block
 from onnxprune.budget.allocate import Candidate, Counts
 from onnxprune.calibration.fitting import fixed_batch
 from onnxprune.calibration.gains import measure_gains
-from onnxprune.calibration.observe import Progress, Tap, observe
-from onnxprune.calibration.quota import batches_wanted, samples_wanted
+from onnxprune.calibration.observe import Progress, observe
 from onnxprune.calibration.sources import Source
 from onnxprune.calibration.views import channel_views
 from onnxprune.compensation.least_squares import RefitLosses
-from onnxprune.contract import Activation, ChannelPlan, ChannelView, Method, Moments, Reader, Statistic, check_scores
+from onnxprune.contract import Activation, ChannelMethod, ChannelPlan, ChannelView, Moments, Reader, Statistic, check_scores
+from onnxprune.decide.evidence import generator, observable, tap
 from onnxprune.devices import Device
-from onnxprune.errors import ModelError, NothingToPruneError, UnknownNameError
-from onnxprune.graph.facts import FLOATS
+from onnxprune.errors import NothingToPruneError, UnknownNameError
 from onnxprune.graph.structure import Graph, trace
-from onnxprune.matrix import channel_rows, positions, rows
-from onnxprune.network import USUAL_KINDS, Group, Kind, Layer, Network
+from onnxprune.network import USUAL_KINDS, Group, Kind, Network
 from onnxprune.rewrite.arrange import Orders, arrange
 from onnxprune.rewrite.prove import Feeds, outputs, prove_arranged
 
@@ -35,8 +32,6 @@ from onnxprune.rewrite.prove import Feeds, outputs, prove_arranged
 FLOOR = 0.1
 # Multiplications that choosing among the random draws of one group may cost.
 DRAW_BUDGET = 4 * 10**9
-# Rows per channel for the statistics that weigh the groups, and the fewest.
-ROWS_PER_CHANNEL, FEWEST_ROWS = 8, 4096
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,9 @@ class Decision:
     candidate: Candidate
 
 
-def select(network: Network, method: Method, only: Sequence[str], skip: Sequence[str], kinds: Sequence[Kind] = ()) -> list[Group]:
+def select(
+    network: Network, method: ChannelMethod, only: Sequence[str], skip: Sequence[str], kinds: Sequence[Kind] = ()
+) -> list[Group]:
     """The groups that may be pruned. Raises NothingToPruneError, with the commonest pins, where there is none.
 
     kinds: of these alone; empty: of all but the width of embeddings.
@@ -127,22 +124,14 @@ def _weight(view: ChannelView) -> Tensor:
     return view.maker_norms * torch.stack(reads).sum(0).sqrt() if reads else view.maker_norms
 
 
-def check_weights(graph: Graph, network: Network) -> None:
-    """Raises ModelError where a layer's weights hold no numbers."""
-    for layer in network.layers:
-        if not bool(np.isfinite(graph.array(layer.weight).astype(np.float32, copy=False)).all()):
-            problem = f"weight {layer.weight!r} of layer {layer.name!r} holds NaN or infinity"
-            raise ModelError(problem, "train or export it again")
-
-
 def gather(
-    graph: Graph, network: Network, groups: Sequence[Group], method: Method, source: Source, *, weigh: bool, batch: int,
+    graph: Graph, network: Network, groups: Sequence[Group], method: ChannelMethod, source: Source, *, weigh: bool, batch: int,
     device: Device, seed: int, progress: Progress,
 ) -> Evidence:  # fmt: skip
     """One pass over the calibration samples for what the method needs and, if `weigh`, for the losses of the auto budget."""
     found: dict[tuple[str, type[Statistic]], Statistic] = {}
-    makers = _observable(graph, network, {name for group in groups for name in group.makers})
-    readers = _observable(graph, network, {name for group in groups for name in group.readers})
+    makers = observable(graph, network, {name for group in groups for name in group.makers})
+    readers = observable(graph, network, {name for group in groups for name in group.readers})
     wanted = [(layer, kind) for layer in makers for kind in method.wants(Activation(*layer.activation))]
     wanted += [(layer, kind) for layer in readers for kind in method.wants(None)]
     wanted += [(layer, Moments) for layer in readers] if weigh else []
@@ -150,36 +139,15 @@ def gather(
     for layer, kind in wanted:
         if (layer.name, kind) not in found:
             found[layer.name, kind] = kind()
-            taps.append(_tap(layer, found[layer.name, kind], source.count, fixed_batch(source.inputs) or batch))
+            taps.append(tap(layer, found[layer.name, kind], source.count, fixed_batch(source.inputs) or batch))
     observe(graph, taps, source, batch=batch, device=device, seed=seed, progress=progress)
     gains = measure_gains(graph, readers, source, device=device, seed=seed, progress=progress) if weigh else {}
     return Evidence(found, gains)
 
 
-def _observable(graph: Graph, network: Network, names: Set[str]) -> list[Layer]:
-    """Those that are layers and whose inputs and outputs are numbers, not the integers of a quantised model."""
-    layers = [network.layer[name] for name in sorted(names) if name in network.layer]
-    return [layer for layer in layers if graph.types[layer.input] in FLOATS and graph.types[layer.output] in FLOATS]
-
-
-def _tap(layer: Layer, statistic: Statistic, count: int, batch: int) -> Tap:
-    """Rows of the layer's input as the statistic wants them, thinned out so that counting costs less than running."""
-    channels = layer.input_shape[1] if layer.op.startswith("Conv") else layer.input_shape[-1]
-    wanted = max(ROWS_PER_CHANNEL * channels, FEWEST_ROWS)
-    batches = batches_wanted(samples_wanted(layer, wanted), count, batch)
-    limit = -(-wanted // max(min(batches, count // batch), 1))
-    if statistic.rows == "channels":
-        return Tap(layer.input, lambda x, rng: channel_rows(layer, x, limit, rng), statistic, batches)
-
-    def patches(x: Tensor, rng: torch.Generator) -> Tensor:
-        return rows(layer, x, layer.groups, positions(layer, x, limit, rng)).flatten(0, 1)
-
-    return Tap(layer.input, patches, statistic, batches)
-
-
 def judge(
-    graph: Graph, network: Network, groups: Sequence[Group], method: Method, evidence: Evidence, *, align: str | int, seed: int,
-    device: Device,
+    graph: Graph, network: Network, groups: Sequence[Group], method: ChannelMethod, evidence: Evidence, *, align: str | int,
+    seed: int, device: Device,
 ) -> list[Decision]:  # fmt: skip
     """Score and rank the channels of every group; where statistics allow, add what the network loses for each count."""
     widest = vector_block() if device.name == "cpu" else 8
@@ -193,7 +161,7 @@ def judge(
 
 
 def _best_draw(
-    method: Method, view: ChannelView, scores: Tensor, gains: Mapping[str, float], seed: int
+    method: ChannelMethod, view: ChannelView, scores: Tensor, gains: Mapping[str, float], seed: int
 ) -> tuple[int, Tensor, NDArray[np.float64] | None]:
     """Of a random method's draws, and the plain order by score, the one that loses least over all counts.
 
@@ -205,7 +173,7 @@ def _best_draw(
     for draw in range(tries + (tries > 1)):
         by_score = draw == tries
         order = (
-            Method.rank(method, view, scores, generator(seed, view.name))
+            ChannelMethod.rank(method, view, scores, generator(seed, view.name))
             if by_score
             else method.rank(view, scores, generator(seed, view.name, draw))
         )
@@ -215,11 +183,6 @@ def _best_draw(
             best = total, draw, order, losses
     assert best is not None  # every method draws at least once
     return best[1:]
-
-
-def generator(seed: int, name: str, draw: int = 0) -> torch.Generator:
-    """A generator of its own for every group and draw: what one group draws does not depend on which others there are."""
-    return torch.Generator().manual_seed((seed * 0x9E3779B1 + draw * 0x85EBCA6B + crc32(name.encode())) % 2**63)
 
 
 def _predictors(view: ChannelView, gains: Mapping[str, float]) -> list[tuple[Reader, RefitLosses, float]]:
@@ -248,7 +211,7 @@ def _losses(predicted: Sequence[tuple[Reader, RefitLosses, float]], order: Tenso
     return np.asarray(torch.stack(parts).sum(0).cpu().numpy())
 
 
-def plans(method: Method, decisions: Sequence[Decision], counts: Counts, seed: int) -> dict[str, ChannelPlan]:
+def plans(method: ChannelMethod, decisions: Sequence[Decision], counts: Counts, seed: int) -> dict[str, ChannelPlan]:
     """The plan of every group that loses something, checked."""
     found = {}
     for d in decisions:

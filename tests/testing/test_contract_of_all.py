@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import onnxprune
-from onnxprune.contract import ChannelPlan, Method, Moments
+from onnxprune.contract import ChannelMethod, ChannelPlan, Moments
 from onnxprune.errors import OnnxpruneError, UsageError
 from onnxprune.methods import METHODS
 from onnxprune.testing import check_method, check_rule, tiny_network
@@ -26,7 +26,7 @@ def test_coreset_keeps_the_contract_with_its_options():
     check_method(METHODS["coreset-channel"], beta=3.0)
 
 
-class Sound(Method):
+class Sound(ChannelMethod):
     """The base of the broken ones below, in order itself: not registered, with statistics of the readers."""
 
     name = "sound-channel"

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from onnxprune import decide
 from onnxprune.calibration.samples import open_samples
 from onnxprune.compensation.least_squares import RefitLosses
-from onnxprune.contract import Method, Moments
+from onnxprune.contract import ChannelMethod, Moments
+from onnxprune.decide import channels as decide
 from onnxprune.devices import choose_device
 from onnxprune.graph import find, load
 from onnxprune.methods import create
@@ -117,7 +117,7 @@ def test_what_one_group_draws_does_not_depend_on_the_others(case):
 
 
 def test_statistics_are_counted_for_makers_and_readers(case):
-    class Both(Method):
+    class Both(ChannelMethod):
         name, paper, target, needs = "both-channel", "none", "channel", (Moments,)
 
         def score(self, view):

@@ -1,0 +1,103 @@
+"""How many weights every layer keeps: each layer or row the same share, the best of the whole network, or what bounds say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from onnxprune.contract import Quota, Scope
+from onnxprune.errors import UsageError
+
+# A layer keeps at least this share of its units when layers compete: an empty one cuts the network in two.
+FLOOR = 0.01
+
+
+@dataclass(frozen=True)
+class Share:
+    """One layer that may lose weights.
+
+    scores   (groups, out, units) importance; of units that are zero already it does not count
+    unit     weights per unit
+    zero     (groups, out, units) bool: nothing is left to lose there
+    errors   (groups * out, units + 1) bound on the error of each row when so many of its best units stay; None without a bound
+    """
+
+    scores: Tensor
+    unit: int
+    zero: Tensor
+    errors: Tensor | None = None
+
+
+def keep_layers(shapes: Mapping[str, tuple[int, int, int]], units: Mapping[str, int], ratio: float) -> dict[str, Quota]:
+    """Every layer loses the same share. shapes: (groups, out, units)."""
+    return {name: Quota(round((1 - ratio) * g * o * i), units[name]) for name, (g, o, i) in shapes.items()}
+
+
+def keep_rows(shapes: Mapping[str, tuple[int, int, int]], units: Mapping[str, int], ratio: float) -> dict[str, Quota]:
+    """Every row of every layer loses the same share (Wanda's comparison group), to one weight: what is over goes to some rows."""
+    found = {}
+    for name, (g, o, i) in shapes.items():
+        whole = round((1 - ratio) * g * o * i)
+        # The n-th row ends where n equal parts of the whole do.
+        ends = torch.arange(g * o + 1) * whole // (g * o)
+        found[name] = Quota(whole, units[name], rows=ends.diff().reshape(g, o))
+    return found
+
+
+def keep_pattern(
+    shapes: Mapping[str, tuple[int, int, int]], units: Mapping[str, int], pattern: tuple[int, int]
+) -> dict[str, Quota]:
+    """n of every m neighbouring inputs, in every row."""
+    n, m = pattern
+    return {name: Quota(n * (i // m) * g * o, units[name], pattern=pattern) for name, (g, o, i) in shapes.items()}
+
+
+def keep_network(shares: Mapping[str, Share], ratio: float) -> dict[str, Quota]:
+    """The best units of the whole network stay, whatever their layer, down to a floor for each layer."""
+    names = list(shares)
+    ranked = [_ranked(shares[name]) for name in names]
+    sizes = torch.cat([torch.full((len(r),), shares[name].unit) for name, r in zip(names, ranked, strict=True)])
+    owner = torch.cat([torch.full((len(r),), i) for i, r in enumerate(ranked)])
+    order = torch.argsort(torch.cat(ranked), descending=True, stable=True)
+    whole = round((1 - ratio) * int(sizes.sum()))
+    within = sizes[order].cumsum(0) <= whole
+    counts = torch.bincount(owner[order][within], minlength=len(names)).tolist()
+    floors = [ceil(FLOOR * len(r)) for r in ranked]
+    return {
+        name: Quota(max(count, floor), shares[name].unit)
+        for name, count, floor in zip(names, _without(counts, floors), floors, strict=True)
+    }
+
+
+def _ranked(share: Share) -> Tensor:
+    return share.scores.double().masked_fill(share.zero, -torch.inf).flatten().cpu()
+
+
+def _without(counts: Sequence[int], floors: Sequence[int]) -> list[int]:
+    """What the floors hold back is taken from the others, so that the sum stays as asked for."""
+    missing = sum(max(floor - count, 0) for count, floor in zip(counts, floors, strict=True))
+    found = list(counts)
+    for i in sorted(range(len(counts)), key=lambda i: floors[i] - counts[i]):
+        spare = min(max(counts[i] - floors[i], 0), missing)
+        found[i] -= spare
+        missing -= spare
+    return found
+
+
+def by_scope(scope: Scope, shares: Mapping[str, Share], ratio: float) -> dict[str, Quota]:
+    """The quota of every layer. Raises UsageError for a budget that the method's paper has no bound for."""
+    shapes = {name: (s.scores.shape[0], s.scores.shape[1], s.scores.shape[2]) for name, s in shares.items()}
+    units = {name: s.unit for name, s in shares.items()}
+    match scope:
+        case "layer":
+            return keep_layers(shapes, units, ratio)
+        case "row":
+            return keep_rows(shapes, units, ratio)
+        case "network":
+            return keep_network(shares, ratio)
+        case "bound":
+            raise UsageError("the budget 'bound' is not possible with this method", "use --budget uniform, row or global")

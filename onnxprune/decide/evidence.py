@@ -1,0 +1,63 @@
+"""DECIDE: what is looked at before a decision, and the random numbers that it may use."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from zlib import crc32
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onnxprune.calibration.observe import Tap
+from onnxprune.calibration.quota import batches_wanted, samples_wanted
+from onnxprune.contract import Statistic
+from onnxprune.errors import ModelError
+from onnxprune.graph.facts import FLOATS
+from onnxprune.graph.structure import Graph
+from onnxprune.matrix import channel_rows, fan_in, positions, rows
+from onnxprune.network import Layer, Network
+
+
+def check_weights(graph: Graph, network: Network) -> None:
+    """Raises ModelError where a layer's weights hold no numbers."""
+    for layer in network.layers:
+        if not bool(np.isfinite(graph.array(layer.weight).astype(np.float32, copy=False)).all()):
+            problem = f"weight {layer.weight!r} of layer {layer.name!r} holds NaN or infinity"
+            raise ModelError(problem, "train or export it again")
+
+
+def observable(graph: Graph, network: Network, names: Set[str]) -> list[Layer]:
+    """Those that are layers and whose inputs and outputs are numbers, not the integers of a quantised model."""
+    layers = [network.layer[name] for name in sorted(names) if name in network.layer]
+    return [layer for layer in layers if graph.types[layer.input] in FLOATS and graph.types[layer.output] in FLOATS]
+
+
+def tap(layer: Layer, statistic: Statistic, count: int, batch: int) -> Tap:
+    """Rows of the layer's input as the statistic wants them, thinned out so that counting costs less than running."""
+    channels = layer.input_shape[1] if layer.op.startswith("Conv") else layer.input_shape[-1]
+    wanted = statistic.wanted(fan_in(layer) if statistic.rows == "grouped" else channels)
+    most = statistic.places()
+    if wanted is None:
+        batches, limit = count, None
+    else:
+        batches = batches_wanted(samples_wanted(layer, wanted), count, batch)
+        limit = -(-wanted // max(min(batches, count // batch), 1))
+
+    def chosen(x: Tensor, rng: torch.Generator) -> Tensor | None:
+        limits = [n for n in (limit, None if most is None else most * len(x)) if n is not None]
+        return positions(layer, x, min(limits), rng) if limits else None
+
+    def patches(x: Tensor, rng: torch.Generator) -> Tensor:
+        found = rows(layer, x, layer.groups, chosen(x, rng))
+        return found if statistic.rows == "grouped" else found.flatten(0, 1)
+
+    if statistic.rows == "channels":
+        assert limit is not None, "what looks at single channels says how many rows it wants"
+        return Tap(layer.input, lambda x, rng: channel_rows(layer, x, limit, rng), statistic, batches)
+    return Tap(layer.input, patches, statistic, batches)
+
+
+def generator(seed: int, name: str, draw: int = 0) -> torch.Generator:
+    """A generator of its own for every group and draw: what one group draws does not depend on which others there are."""
+    return torch.Generator().manual_seed((seed * 0x9E3779B1 + draw * 0x85EBCA6B + crc32(name.encode())) % 2**63)

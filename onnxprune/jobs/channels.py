@@ -1,0 +1,156 @@
+"""Removing channels: smaller tensors, proven equal to the masked twin, readers refitted.
+
+facts   = gather(..., calibration)         see:    one pass over sample inputs
+counts  = by_ratio(...) or by_target(...)  decide: how many channels every group keeps, and which
+cut     = cut(graph, network, alive)       do:     smaller tensors
+prove(...)                                         equal to the masked twin, or an error
+Repair(...).run(...)                               refit what reads fewer channels than before
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from onnxprune import account
+from onnxprune.budget.allocate import Counts, by_ratio, by_target, resource
+from onnxprune.calibration.repair import LayerRepair, Repair, repairable
+from onnxprune.compensation.least_squares import least_squares, match_moments
+from onnxprune.contract import ChannelMethod, ChannelPlan
+from onnxprune.decide import channels as decide
+from onnxprune.decide.evidence import check_weights
+from onnxprune.errors import NothingToPruneError, UsageError
+from onnxprune.graph import find
+from onnxprune.jobs.job import Job, Outcome
+from onnxprune.network import Bools
+from onnxprune.request import WEIGHT_BUDGETS, Request, prefers_width
+from onnxprune.rewrite.arrange import Orders, original_positions
+from onnxprune.rewrite.cut import Cut, cut
+from onnxprune.rewrite.finish import reweigh
+from onnxprune.rewrite.prove import prove
+
+SOLVERS = {"least-squares": least_squares, "mean": match_moments}
+# Samples on which the rewrite is held against its masked twin.
+PROOF_BATCH = 2
+
+
+@dataclass
+class ChannelJob(Job):
+    """The stages of the story are its methods, in the order of the story."""
+
+    foreign = MappingProxyType({"keep_ends": False, "pattern": None})
+
+    method: ChannelMethod
+    orders: dict[str, Orders] = field(default_factory=dict)
+
+    @classmethod
+    def check(cls, request: Request) -> None:
+        super().check(request)
+        if request.budget in WEIGHT_BUDGETS:
+            raise UsageError(f"the budget {request.budget!r} is for weights, not for channels", "use auto, uniform or global")
+
+    def make(self) -> Outcome:
+        with self.clock.stage("observe"):
+            decisions = self._see()
+        with self.clock.stage("decide"):
+            counts = self._budget(decisions)
+            self._check_counts(decisions, counts)
+            plans = decide.plans(self.method, decisions, counts, self.request.seed)
+        alive = self.network.alive({name: plan.keep.numpy(force=True) for name, plan in plans.items()})
+        with self.clock.stage("rewrite"):
+            made = cut(self.graph, self.network, alive)
+        with self.clock.stage("prove"):
+            difference = prove(self.graph, self.network, alive, made.model, self.samples.few(PROOF_BATCH), self.device)
+        with self.clock.stage("repair"):
+            done, left = self._repair(made, alive, plans)
+        told = self._told(made, counts, decisions, difference)
+        return Outcome(made.model, done, left, told, account.shortfall(told["alignment"]))
+
+    def options(self) -> dict[str, Any]:
+        request = self.request
+        return {
+            "align": request.align, "reweigh": request.reweigh, "kinds": list(request.kinds),
+            "through_norms": request.through_norms,
+        }  # fmt: skip
+
+    def _told(self, made: Cut, counts: Counts, decisions: Sequence[decide.Decision], difference: float) -> dict[str, Any]:
+        positions = original_positions(made.removed, self.orders)
+        choices = [d.candidate.choices for d in decisions]
+        return {
+            "groups": account.group_figures(self.network, counts),
+            "removed": positions.removed,
+            "removed_by_block": positions.removed_by_block,
+            "reordered": positions.reordered,
+            "alignment": account.alignment_figures(self.request.align, choices, counts, self.request.ratio),
+            "proof": account.proof_figures(difference, self.samples, PROOF_BATCH, through_norms=bool(self.network.norms)),
+        }
+
+    def _see(self) -> list[decide.Decision]:
+        """Evidence, scores and losses of every group that may be pruned."""
+        request = self.request
+        groups = decide.select(self.network, self.method, request.only, request.skip, request.kinds)
+        check_weights(self.graph, self.network)
+        few = self.samples.few(PROOF_BATCH)
+        self.graph, self.orders = decide.arranged(self.graph, self.network, groups, few, self.device)
+        if self.orders:
+            self.network = find(self.graph, inner=prefers_width(request.kinds), through_norms=request.through_norms)
+            groups = [self.network.group[group.name] for group in groups]
+        evidence = decide.gather(
+            self.graph, self.network, groups, self.method, self.samples.calibration, weigh=request.budget == "auto",
+            batch=self.batch(), device=self.device, seed=request.seed, progress=self.progress,
+        )  # fmt: skip
+        return decide.judge(
+            self.graph, self.network, groups, self.method, evidence, align=request.align, seed=request.seed, device=self.device
+        )
+
+    def _budget(self, decisions: Sequence[decide.Decision]) -> Counts:
+        kind, share = self.request.goal
+        candidates = [d.candidate for d in decisions]
+        if kind == "channels":
+            return by_ratio(self.request.budget, candidates, 1 - share)
+        if kind == "latency":
+            return self._by_latency(decisions, share)
+        rationed = resource(self.network, kind, new_biases=self.request.repair_kind != "none")
+        return by_target(self.request.budget, candidates, rationed, share)
+
+    def _check_counts(self, decisions: Sequence[decide.Decision], counts: Counts) -> None:
+        """Asked for something, got nothing: that is no result."""
+        choices = [d.candidate.choices for d in decisions]
+        if self.request.goal[1] < 1 and all(counts[c.group] == c.size for c in choices):
+            block = min(c.block for c in choices)
+            raise NothingToPruneError(
+                f"no group of channels is large enough to lose a block of {block}", "ask for more, or use a smaller --align"
+            )
+
+    def _by_latency(self, decisions: Sequence[decide.Decision], share: float) -> Counts:
+        """Measured, not modelled: bisect over the share of multiplications until the pruned model's time fits."""
+        candidates = [d.candidate for d in decisions]
+        macs = resource(self.network, "macs")
+        least = macs({c.name: c.choices.counts[-1] for c in candidates})
+        low, high, best = least, 1.0, by_target(self.request.budget, candidates, macs, least)
+        for _ in range(7):
+            middle = (low + high) / 2
+            counts = by_target(self.request.budget, candidates, macs, middle)
+            kept = {d.view.name: d.order[: counts[d.view.name]].sort().values.numpy(force=True) for d in decisions}
+            figures = self.latency(cut(self.graph, self.network, self.network.alive(kept)).model, seconds=2.0)
+            if 1 / figures["speedup"] <= share:
+                low, best = middle, counts
+            else:
+                high = middle
+        if low == least:
+            raise UsageError(
+                f"a latency of {share:g} of the original's cannot be reached on this machine", "ask for a larger share"
+            )
+        return best
+
+    def _repair(self, made: Cut, alive: Bools, plans: Mapping[str, ChannelPlan]) -> tuple[list[LayerRepair], dict[str, str]]:
+        kind = self.request.repair_kind
+        if kind == "none":
+            return [], reweigh(made, self.graph, self.network, plans) if self.request.reweigh else {}
+        layers, left = repairable(self.graph, self.network, alive)
+        worker = Repair(self.graph, self.network, made, alive, solver=SOLVERS[kind], device=self.device, seed=self.request.seed)
+        return worker.run(
+            layers, self.samples.calibration, self.batch(), self.progress, sequential=self.request.sequential is not False
+        ), left

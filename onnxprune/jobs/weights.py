@@ -1,0 +1,133 @@
+"""Setting single weights or 2-D filters to zero: tensors keep their shapes, what stays is refitted.
+
+sites   = select(...)                      find:   stored matrices that may lose weights
+views   = Views(...)                       see:    statistics of their inputs, over sample inputs
+plans   = decide(...)                      decide: how many weights each keeps, which, and with which values
+model   = sparsify(graph, plans)           do
+Repair(...).run(...)                               refit what stays, on its mask
+prove_zeros(...)                                   every weight that had to go is gone, or an error
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxprune import account
+from onnxprune.calibration.repair import LayerRepair, Repair
+from onnxprune.calibration.segments import reads
+from onnxprune.compensation.least_squares import match_moments
+from onnxprune.compensation.masked import masked_least_squares
+from onnxprune.contract import WeightMethod
+from onnxprune.decide import weights as decide
+from onnxprune.decide.evidence import check_weights
+from onnxprune.jobs.job import Job, Outcome
+from onnxprune.matrix import fan_in
+from onnxprune.network import Layer
+from onnxprune.rewrite.cut import Cut
+from onnxprune.rewrite.sparsify import Thinned, prove_zeros, sparsify
+from onnxprune.sparsity import sparsity_figures, weight_figures
+
+SOLVERS = {"least-squares": masked_least_squares, "mean": match_moments}
+# A layer with more inputs is not refitted: the sums of products of its inputs would be gigabytes.
+WIDEST = 8192
+
+
+@dataclass
+class WeightJob(Job):
+    """The stages of the story are its methods, in the order of the story."""
+
+    foreign = MappingProxyType({"align": "auto", "kinds": (), "through_norms": False})
+
+    method: WeightMethod
+
+    def make(self) -> Outcome:
+        request = self.request
+        check_weights(self.graph, self.network)
+        found, left = decide.sites(self.graph, self.network)
+        chosen, left = decide.select(
+            found, left, self.method, request.only, request.skip, keep_ends=request.keep_ends, pattern=request.pattern
+        )
+        with self.clock.stage("decide"):
+            views = decide.Views(
+                self.graph, chosen, self.method, self.samples.calibration, self.batch(), self.device, request.seed, self.progress
+            )
+            decided = decide.decide(
+                self.method, views, chosen, request.budget, request.share_removed, request.pattern, request.seed
+            )
+        thinned = {site.name: Thinned(site.layer, decided.plans[site.name]) for site in chosen}
+        with self.clock.stage("rewrite"):
+            model = sparsify(self.graph, thinned)
+        with self.clock.stage("repair"):
+            changed = {name for name, t in thinned.items() if t.plan.matrix is not None or not bool(t.plan.keep.all())}
+            done, not_refitted = self._repair(model, changed)
+        with self.clock.stage("prove"):
+            zeros = prove_zeros(model, thinned)
+        return Outcome(model, done, not_refitted, self._told(model, found, chosen, left, zeros))
+
+    def options(self) -> dict[str, Any]:
+        request = self.request
+        pattern = "" if request.pattern is None else f"{request.pattern[0]}:{request.pattern[1]}"
+        return {"keep_ends": request.keep_ends, "pattern": pattern}
+
+    def _repair(self, model: onnx.ModelProto, pruned: set[str]) -> tuple[list[LayerRepair], dict[str, str]]:
+        kind = self.request.repair_kind
+        if kind == "none":
+            return [], {}
+        layers, left = self._refittable(pruned)
+        everything = np.ones(self.network.channel_count, bool)
+        worker = Repair(
+            self.graph, self.network, Cut(model, {}, {}), everything, solver=SOLVERS[kind], device=self.device,
+            seed=self.request.seed,
+        )  # fmt: skip
+        done = worker.run(
+            layers, self.samples.calibration, self.batch(), self.progress, sequential=self.request.sequential is not False
+        )
+        return done, left
+
+    def _refittable(self, pruned: set[str]) -> tuple[list[Layer], dict[str, str]]:
+        """Layers that lost weights or whose input changed by that, in order, and those left out with the reason."""
+        known = {layer.node: layer for layer in self.network.layers}
+        changed: set[str] = set()
+        found: list[Layer] = []
+        left: dict[str, str] = {}
+        for index, node in enumerate(self.graph.nodes):
+            names = reads(self.graph, index)
+            stored = {s.parameter for n in names if n in self.graph.constants and (s := self.graph.stored(n)) is not None}
+            if not stored & pruned and changed.isdisjoint(names):
+                continue
+            changed.update(o for o in node.output if o and o not in self.graph.constants)
+            layer = known.get(index)
+            if layer is None:
+                left |= {self.graph.label(index): f"{node.op_type} is not refitted"} if stored & pruned else {}
+            elif why := _not_refitted(layer):
+                left[layer.name] = why
+            else:
+                found.append(layer)
+        return found, left
+
+    def _told(
+        self, model: onnx.ModelProto, found: Sequence[decide.Site], chosen: Sequence[decide.Site], left: Mapping[str, str],
+        zeros: int,
+    ) -> dict[str, Any]:  # fmt: skip
+        rows = weight_figures(self.graph, model, found, {site.name for site in chosen}, left)
+        summary = f"all {zeros:,} zeros are where they were decided to be, in {len(chosen)} matrices"
+        return {
+            "groups": account.group_figures(self.network, {}),
+            "weights": rows,
+            "sparsity": sparsity_figures(self.graph.model, model, rows, self.request.share_removed),
+            "proof": {"summary": summary, "zeros": zeros},
+        }
+
+
+def _not_refitted(layer: Layer) -> str:
+    if layer.shared:
+        return "its weights are shared with another layer"
+    if layer.quantised:
+        return "its weights are quantised"
+    return f"it has more than {WIDEST:,} inputs" if fan_in(layer) > WIDEST else ""

@@ -1,0 +1,66 @@
+"""Quotas of weights over a network: shares, counts that add up, floors, units of different size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from onnxprune.budget.weights import Share, by_scope, keep_pattern
+from onnxprune.errors import UsageError
+
+
+def share(*shape, unit=1, scale=1.0, zeros=0, seed=0):
+    scores = scale * torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    zero = torch.zeros(shape, dtype=torch.bool)
+    zero.flatten()[:zeros] = True
+    return Share(scores, unit, zero)
+
+
+def test_each_layer_loses_the_same_share():
+    found = by_scope("layer", {"a": share(1, 10, 10), "b": share(2, 5, 7)}, 0.3)
+    assert {name: quota.keep for name, quota in found.items()} == {"a": 70, "b": 49}
+
+
+def test_each_row_loses_the_same_share():
+    quota = by_scope("row", {"a": share(2, 4, 10)}, 0.25)["a"]
+    assert quota.keep == int(quota.rows.sum()) == 60
+    assert sorted(set(quota.rows.flatten().tolist())) == [7, 8]
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.1, 0.5, 0.9])
+def test_the_network_keeps_the_best_and_exactly_as_many_as_asked(ratio):
+    shares = {"a": share(1, 20, 30, seed=1), "b": share(1, 30, 30, scale=0.97, seed=2)}
+    found = by_scope("network", shares, ratio)
+    assert sum(quota.keep for quota in found.values()) == round((1 - ratio) * 1500)
+    bar = torch.cat([s.scores.flatten() for s in shares.values()]).sort(descending=True).values
+    if ratio > 0:
+        limit = bar[round((1 - ratio) * 1500) - 1]
+        assert found["a"].keep == int((shares["a"].scores >= limit).sum())
+
+
+def test_no_layer_is_emptied_and_the_others_pay_for_it():
+    shares = {"a": share(1, 20, 20), "b": share(1, 10, 10, scale=1e-9, seed=1)}
+    found = by_scope("network", shares, 0.9)
+    assert found["b"].keep == 1
+    assert found["a"].keep + found["b"].keep == 50
+
+
+def test_units_of_nine_weights_count_nine():
+    shares = {"conv": share(1, 8, 8, unit=9), "fc": share(1, 24, 24, seed=3)}
+    found = by_scope("network", shares, 0.5)
+    assert abs(9 * found["conv"].keep + found["fc"].keep - 576) <= 9
+
+
+def test_zeros_that_were_there_go_first():
+    shares = {"a": share(1, 10, 10, zeros=40, scale=100.0), "b": share(1, 10, 10, seed=1)}
+    found = by_scope("network", shares, 0.2)
+    assert (found["a"].keep, found["b"].keep) == (60, 100)
+
+
+def test_a_pattern_prescribes_the_count():
+    assert keep_pattern({"a": (2, 3, 16)}, {"a": 1}, (2, 4))["a"].keep == 48
+
+
+def test_no_bound_no_budget_by_bounds():
+    with pytest.raises(UsageError, match="'bound' is not possible"):
+        by_scope("bound", {"a": share(1, 2, 2)}, 0.5)

@@ -1,0 +1,7 @@
+"""SAY: the experiments of the papers, one file per paper, rerun on models that a person has. `onnxprune papers` shows them."""
+
+from __future__ import annotations
+
+from onnxprune.experiments.experiment import EXPERIMENTS, Case, Experiment, Figure, Line, Result, experiment
+
+__all__ = ["EXPERIMENTS", "Case", "Experiment", "Figure", "Line", "Result", "experiment"]

@@ -17,10 +17,9 @@ from onnx import TensorProto, defs, helper, numpy_helper, shape_inference
 
 from onnxprune.errors import ModelError
 from onnxprune.graph.arithmetic import compute
+from onnxprune.graph.light import SMALL, light
 from onnxprune.graph.surgeon import WITH_SUBGRAPHS
 
-# Values with more elements than this are weights, not shape arithmetic.
-SMALL = 4096
 # How often inference at open sizes is told what was found, at most: a chain of shuffles needs a round for each.
 ROUNDS = 64
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
@@ -62,8 +61,8 @@ class Facts:
         self.functions = {(f.domain, f.name): f for f in model.functions}
         self.declared = {v.name: v.type for v in [*model.graph.value_info, *model.graph.output]}
         self._arithmetic: list[onnx.NodeProto] = []
-        light = _without_weights(model)
-        self.known = _inferred(_at(light, inputs))
+        small = _standard(light(model))
+        self.known = _inferred(_at(small, inputs))
         elements = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}
         for sparse in model.graph.sparse_initializer:
             self._type(sparse.values.name, sparse.values.data_type, tuple(sparse.dims))
@@ -71,7 +70,7 @@ class Facts:
         for name, shape in inputs.items():
             self._type(name, elements[name], shape)
         self.follow(model, parameters)
-        self._fix(light, {v.name: v.type for v in model.graph.input if v.name in inputs})
+        self._fix(small, {v.name: v.type for v in model.graph.input if v.name in inputs})
 
     def follow(self, model: onnx.ModelProto, parameters: Mapping[str, TensorProto]) -> None:
         """Learn what is not known yet: of all tensors at first, of new names after the model was changed."""
@@ -259,28 +258,19 @@ def _measured(node: onnx.NodeProto, whole: NDArray[Any]) -> NDArray[Any]:
     return whole[given.get("start", 0) : given.get("end", len(whole))]
 
 
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with the numbers of small parameters alone: all that inference looks at."""
-    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
-    light.graph.name = model.graph.name or "light"
-    light.graph.input.extend(model.graph.input)
-    light.graph.output.extend(model.graph.output)
-    light.graph.value_info.extend(model.graph.value_info)
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
-    shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-            tensor = node.attribute[0].t
-            if prod(tensor.dims) > SMALL:
-                light.graph.initializer.add(name=node.output[0], dims=tensor.dims, data_type=tensor.data_type)
-                continue
-        light.graph.node.extend(_stand_in(node, opset, shapes))
-    for tensor in model.graph.initializer:
-        if prod(tensor.dims) > SMALL or tensor.data_location == TensorProto.EXTERNAL:
-            light.graph.initializer.add(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
-        else:
-            light.graph.initializer.append(tensor)
-    return light
+def _standard(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with nodes that stand for those that ONNX does not know, in place."""
+    graph = model.graph
+    if any((node.domain, node.op_type) in STAND_INS for node in graph.node):
+        opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+        shapes = {t.name: list(t.dims) for t in graph.initializer} | {
+            i.name: [d.dim_value for d in i.type.tensor_type.shape.dim] for i in graph.input
+        }
+        nodes = onnx.GraphProto()
+        nodes.node.extend(part for node in graph.node for part in _stand_in(node, opset, shapes))
+        graph.ClearField("node")
+        graph.node.extend(nodes.node)
+    return model
 
 
 def _stand_in(node: onnx.NodeProto, opset: int, shapes: Mapping[str, Sequence[int]]) -> Sequence[onnx.NodeProto]:

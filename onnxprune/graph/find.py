@@ -122,15 +122,26 @@ def _groups(
     for c in np.flatnonzero(free)[np.argsort(first[free], kind="stable")]:
         found.setdefault(int(signature[c]), []).append(int(c))
     by_node = {layer.node: layer for layer in layers}
+    on = _slots_of([ids[0] for ids in found.values()], slots, count)
     groups: dict[str, Group] = {}
     for ids in found.values():
         if len(ids) == 1:
             alone[ids] = True
             continue
-        group = _group(np.array(ids, np.int64), slots, names, by_node, kinds, count)
+        group = _group(np.array(ids, np.int64), slots, on[ids[0]], names, by_node, kinds, count)
         name = _unique(group.name, groups)
         groups[name] = replace(group, name=name)
     return tuple(groups.values()), loose, alone
+
+
+def _slots_of(channels: Sequence[int], slots: Sequence[Slot], count: int) -> dict[int, list[int]]:
+    """The numbers of the slots that each of these channels lies on."""
+    asked = _flags(np.array(channels, np.int64), count)
+    found: dict[int, list[int]] = {c: [] for c in channels}
+    for number, slot in enumerate(slots):
+        for channel in dict.fromkeys(slot.channels[asked[slot.channels]].tolist()):
+            found[channel].append(number)
+    return found
 
 
 def _unique(name: str, taken: Container[str]) -> str:
@@ -140,18 +151,18 @@ def _unique(name: str, taken: Container[str]) -> str:
 
 
 def _group(
-    ids: Ints, slots: Sequence[Slot], names: Mapping[int, str], by_node: Mapping[int, Layer], kinds: Mapping[int, Kind],
-    count: int,
+    ids: Ints, slots: Sequence[Slot], on: Sequence[int], names: Mapping[int, str], by_node: Mapping[int, Layer],
+    kinds: Mapping[int, Kind], count: int,
 ) -> Group:  # fmt: skip
+    """on: the numbers of the slots that every one of the channels `ids` lies on."""
     place = np.full(count, -1, np.int64)
     place[ids] = np.arange(len(ids))
     members, makers, readers = [], [], []
     first = ""
-    for number, slot in enumerate(slots):
+    for number in on:
+        slot = slots[number]
         rows = place[slot.channels]
         hits = np.flatnonzero(rows >= 0)
-        if not len(hits):
-            continue
         order = hits[np.argsort(rows[hits], kind="stable")]
         members.append(Member(number, order.reshape(len(ids), -1)))
         name = names.get(slot.node, slot.parameter)

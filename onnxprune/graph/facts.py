@@ -18,7 +18,7 @@ from onnx import TensorProto, defs, helper, numpy_helper, shape_inference
 from onnxprune.errors import ModelError
 from onnxprune.graph.arithmetic import compute
 from onnxprune.graph.light import SMALL, light
-from onnxprune.graph.surgeon import WITH_SUBGRAPHS
+from onnxprune.graph.surgeon import WITH_SUBGRAPHS, delete
 
 # How often inference at open sizes is told what was found, at most: a chain of shuffles needs a round for each.
 ROUNDS = 64
@@ -121,17 +121,18 @@ class Facts:
 
     def _fix(self, light: onnx.ModelProto, inputs: Types) -> None:
         """Find out which values are the same at all sizes."""
-        waiting = self._arithmetic
+        waiting, moved = self._arithmetic, set(self.fixed)
         for _ in range(ROUNDS):
             self.symbolic = _inferred(light) | inputs
             for node in waiting:
-                self._mark(node)
-            found = [n for node in waiting for n in node.output if n in self.fixed and bool(self.fixed[n].all())]
+                if node.op_type in ("Shape", "Size") or not moved.isdisjoint(node.input):
+                    moved.update(self._mark(node))
+            found = [node for node in waiting if all(bool(self.fixed[o].all()) for o in node.output if o)]
             if not found:
                 return
-            _tell(light, {name: self.values[name] for name in found})
-            settled = set(found)
-            waiting = [node for node in waiting if not all(o in settled for o in node.output if o)]
+            _tell(light, {o: self.values[o] for node in found for o in node.output if o})
+            settled = {node.output[0] for node in found}
+            waiting, moved = [node for node in waiting if node.output[0] not in settled], set()
 
     def _infer_alone(self, node: onnx.NodeProto, names: list[str], domain: str) -> None:
         if not all(name in self.shapes for name in names) or domain not in self.opsets:
@@ -194,8 +195,8 @@ class Facts:
             return False
         return all(prod(self.shapes.get(o, (1,))) <= SMALL for o in outputs)
 
-    def _mark(self, node: onnx.NodeProto) -> None:
-        """Which entries of a node's outputs are fixed, as far as is known of its inputs."""
+    def _mark(self, node: onnx.NodeProto) -> list[str]:
+        """Which entries of a node's outputs are fixed, as far as is known of its inputs. Returns those with news."""
         outputs = [o for o in node.output if o]
         names = [name for name in node.input if name]
         if node.op_type in ("Shape", "Size"):
@@ -208,8 +209,11 @@ class Facts:
             masks = [self._entrywise(node, names)]
         else:
             masks = None
-        for name, mask in zip(outputs, masks or (np.zeros(self.values[o].shape, bool) for o in outputs), strict=False):
-            self.fixed[name] = mask
+        if masks is None:
+            return []
+        news = [name for name, mask in zip(outputs, masks, strict=False) if (mask != self.fixed[name]).any()]
+        self.fixed.update(zip(outputs, masks, strict=False))
+        return news
 
     def _fixed_axes(self, node: onnx.NodeProto) -> NDArray[np.bool_]:
         """Shape and Size: fixed where the length of the axis is."""
@@ -281,10 +285,8 @@ def _stand_in(node: onnx.NodeProto, opset: int, shapes: Mapping[str, Sequence[in
 
 def _tell(light: onnx.ModelProto, known: Mapping[str, NDArray[Any]]) -> None:
     """Put numbers in the place of the nodes that compute them, in place."""
-    left = onnx.GraphProto()
-    left.node.extend(node for node in light.graph.node if not (node.output and all(o in known for o in node.output if o)))
-    light.graph.ClearField("node")
-    light.graph.node.extend(left.node)
+    doomed = [i for i, node in enumerate(light.graph.node) if node.output and node.output[0] in known]
+    delete(light.graph.node, doomed)
     light.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in known.items())
 
 

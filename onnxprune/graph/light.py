@@ -12,8 +12,9 @@ SMALL = 4096
 
 
 def light(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which weights of more than SMALL elements are inputs; initializers and the values of Constant nodes alike."""
-    found = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    """A copy in which weights of more than SMALL elements are inputs, the others initializers; those of Constant nodes too."""
+    # From IR 4 on an initializer need not be listed as an input.
+    found = onnx.ModelProto(ir_version=max(model.ir_version, 4), opset_import=model.opset_import, functions=model.functions)
     graph = found.graph
     graph.name = model.graph.name or "light"
     graph.input.extend(model.graph.input)
@@ -23,8 +24,11 @@ def light(model: onnx.ModelProto) -> onnx.ModelProto:
     listed = {i.name for i in graph.input}
     for node in model.graph.node:
         tensor = stored(node)
-        if tensor is None or prod(tensor.dims) <= SMALL:
+        if tensor is None:
             graph.node.append(node)
+        elif prod(tensor.dims) <= SMALL:
+            graph.initializer.append(tensor)
+            graph.initializer[-1].name = node.output[0]
         else:
             graph.input.append(_declared(node.output[0], tensor))
     for tensor in model.graph.initializer:

@@ -69,7 +69,8 @@ def find(graph: Graph, *, inner: bool = False, through_norms: bool = False) -> N
         parameter_terms=_parameter_terms(graph, axes),
         element_bytes={name: helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for name, t in graph.parameters.items()},
         quantised=flow.quantised,
-        measured=channel[np.concatenate([np.empty(0, np.int64), *flow.measured, *flow.summed])],
+        measured=channel[np.concatenate([np.empty(0, np.int64), *flow.measured])],
+        sums=tuple(flow.sums),
         new_bias_terms=_new_bias_terms(layers, {t: channel[v[1]] for t, v in flow.tensors.items() if 1 in v}, groups, count),
     )
 

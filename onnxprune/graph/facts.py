@@ -33,6 +33,8 @@ MOVE = {"Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "
 ENTRYWISE = {"Add", "And", "Div", "Equal", "Greater", "Less", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Sub", "Where"}
 # Operators with an output like their input of which ONNX does not say so: deprecated (opset 18), not inferred, ORT's own.
 ALIKE = {"GroupNormalization", "MeanVarianceNormalization", "SimplifiedLayerNormalization"}
+# Operators that are told lengths of their output, and by which input.
+STATE = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1, "Tile": 1}
 Types = dict[str, onnx.TypeProto]
 # Operators that ONNX does not know: (node, opset, shapes known so far) -> standard nodes whose output has the same shape.
 StandIn = Callable[[onnx.NodeProto, int, Mapping[str, Sequence[int]]], Sequence[onnx.NodeProto]]
@@ -61,6 +63,7 @@ class Facts:
         self.functions = {(f.domain, f.name): f for f in model.functions}
         self.declared = {v.name: v.type for v in [*model.graph.value_info, *model.graph.output]}
         self._arithmetic: list[onnx.NodeProto] = []
+        self._stating: list[onnx.NodeProto] = []
         small = _standard(light(model))
         self.known = _inferred(_at(small, inputs))
         elements = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}
@@ -96,6 +99,8 @@ class Facts:
         names = [name for name in node.input if name]
         if self.constants.issuperset(names) and node.op_type not in RANDOM and not _has_graph(node):
             self.constants.update(o for o in node.output if o)
+        elif node.op_type in STATE:
+            self._stating.append(node)
         if all(name in self.shapes for name in node.output if name):
             return
         domain = "" if node.domain == "ai.onnx" else node.domain
@@ -122,14 +127,17 @@ class Facts:
     def _fix(self, light: onnx.ModelProto, inputs: Types) -> None:
         """Find out which values are the same at all sizes."""
         waiting, moved = self._arithmetic, set(self.fixed)
+        self._told: set[str] = {v.name for v in light.graph.value_info}
         for _ in range(ROUNDS):
             self.symbolic = _inferred(light) | inputs
             for node in waiting:
                 if node.op_type in ("Shape", "Size") or not moved.isdisjoint(node.input):
                     moved.update(self._mark(node))
             found = [node for node in waiting if all(bool(self.fixed[o].all()) for o in node.output if o)]
-            if not found:
+            stated = [type_ for node in self._stating if (type_ := self._stated(node)) is not None]
+            if not found and not stated:
                 return
+            light.graph.value_info.extend(stated)
             _tell(light, {o: self.values[o] for node in found for o in node.output if o})
             settled = {node.output[0] for node in found}
             waiting, moved = [node for node in waiting if node.output[0] not in settled], set()
@@ -217,14 +225,40 @@ class Facts:
 
     def _fixed_axes(self, node: onnx.NodeProto) -> NDArray[np.bool_]:
         """Shape and Size: fixed where the length of the axis is."""
-        proto, rank = self.symbolic.get(node.input[0]), len(self.shapes[node.input[0]])
-        if node.input[0] in self.constants:
-            fixed = np.ones(rank, bool)
-        elif proto is None or len(proto.tensor_type.shape.dim) != rank:
-            fixed = np.zeros(rank, bool)
-        else:
-            fixed = np.array([d.HasField("dim_value") for d in proto.tensor_type.shape.dim], bool)
+        fixed = self._fixed_lengths(node.input[0])
         return np.asarray(fixed.all()) if node.op_type == "Size" else _measured(node, fixed)
+
+    def _fixed_lengths(self, name: str) -> NDArray[np.bool_]:
+        """Which axes of a tensor are as long in every run."""
+        proto, rank = self.symbolic.get(name), len(self.shapes[name])
+        if name in self.constants:
+            return np.ones(rank, bool)
+        if proto is None or len(proto.tensor_type.shape.dim) != rank:
+            return np.zeros(rank, bool)
+        return np.array([d.HasField("dim_value") for d in proto.tensor_type.shape.dim], bool)
+
+    def _stated(self, node: onnx.NodeProto) -> onnx.ValueInfoProto | None:
+        """Lengths that inference leaves open although they are stated: it wants to know all of them, or none."""
+        name, target = node.output[0], node.input[STATE[node.op_type]]
+        mask = self.fixed.get(target)
+        if mask is None or mask.all() or not mask.any() or name not in self.shapes:
+            return None
+        shape = self.shapes[name]
+        before = self._fixed_lengths(name)
+        missing = len(shape) - len(mask)
+        value = np.concatenate([np.ones(missing, np.int64), self.values[target]])
+        fixed = np.concatenate([np.ones(missing, bool), mask])
+        if node.op_type in ("Expand", "Tile"):
+            inner = self._fixed_lengths(node.input[0])
+            inner = np.concatenate([np.ones(len(shape) - len(inner), bool), inner])
+            fixed &= inner | ((value > 1) if node.op_type == "Expand" else False)
+        elif node.op_type == "Reshape":
+            fixed &= value > 0
+        if not (fixed & ~before).any() or name in self._told:
+            return None
+        self._told.add(name)
+        dims = [n if known else None for n, known in zip(shape, fixed | before, strict=True)]
+        return helper.make_tensor_value_info(name, self.types[name], dims)
 
     def _moved(self, node: onnx.NodeProto) -> list[NDArray[np.bool_]] | None:
         """Which entries of a moved value are fixed: the node is run on the marks of its data inputs."""

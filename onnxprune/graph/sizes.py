@@ -112,10 +112,11 @@ def settle(flow: Flow, index: int, position: int, stated: Mapping[int, int], fou
         if counted is not None and labels is not None and len(counted) == len(labels):
             flow.tie(counted, labels)
             continue
-        if labels is not None and inferred is None and _inferable(flow.graph, index, entry):
-            inferred = axis
-        elif labels is not None and place(flow.graph, index, position, entry) is None:
-            flow.pin(found.pop(axis), tensor, f"{flow.graph.label(index)!r} takes the number of these channels from the graph")
+        if labels is not None and place(flow.graph, index, position, entry) is None:
+            if inferred is None and _inferable(flow.graph, index, entry):
+                inferred = axis
+            else:
+                flow.pin(found.pop(axis), tensor, f"{flow.graph.label(index)!r} takes the number of these channels from the graph")
         if counted is not None:
             flow.pin(counted, tensor, f"{flow.graph.label(index)!r} uses the size of these channels for something else")
 

@@ -33,8 +33,6 @@ MOVE = {"Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "
 ENTRYWISE = {"Add", "And", "Div", "Equal", "Greater", "Less", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Sub", "Where"}
 # Operators with an output like their input of which ONNX does not say so: deprecated (opset 18), not inferred, ORT's own.
 ALIKE = {"GroupNormalization", "MeanVarianceNormalization", "SimplifiedLayerNormalization"}
-# Operators that are told lengths of their output, and by which input.
-STATE = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1, "Tile": 1}
 Types = dict[str, onnx.TypeProto]
 # Operators that ONNX does not know: (node, opset, shapes known so far) -> standard nodes whose output has the same shape.
 StandIn = Callable[[onnx.NodeProto, int, Mapping[str, Sequence[int]]], Sequence[onnx.NodeProto]]
@@ -63,7 +61,7 @@ class Facts:
         self.functions = {(f.domain, f.name): f for f in model.functions}
         self.declared = {v.name: v.type for v in [*model.graph.value_info, *model.graph.output]}
         self._arithmetic: list[onnx.NodeProto] = []
-        self._stating: list[onnx.NodeProto] = []
+        self._tiles: list[onnx.NodeProto] = []
         small = _standard(light(model))
         self.known = _inferred(_at(small, inputs))
         elements = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}
@@ -99,8 +97,8 @@ class Facts:
         names = [name for name in node.input if name]
         if self.constants.issuperset(names) and node.op_type not in RANDOM and not _has_graph(node):
             self.constants.update(o for o in node.output if o)
-        elif node.op_type in STATE:
-            self._stating.append(node)
+        elif node.op_type == "Tile":
+            self._tiles.append(node)
         if all(name in self.shapes for name in node.output if name):
             return
         domain = "" if node.domain == "ai.onnx" else node.domain
@@ -134,10 +132,10 @@ class Facts:
                 if node.op_type in ("Shape", "Size") or not moved.isdisjoint(node.input):
                     moved.update(self._mark(node))
             found = [node for node in waiting if all(bool(self.fixed[o].all()) for o in node.output if o)]
-            stated = [type_ for node in self._stating if (type_ := self._stated(node)) is not None]
-            if not found and not stated:
+            tiled = [info for node in self._tiles if (info := self._tiled(node)) is not None]
+            if not found and not tiled:
                 return
-            light.graph.value_info.extend(stated)
+            light.graph.value_info.extend(tiled)
             _tell(light, {o: self.values[o] for node in found for o in node.output if o})
             settled = {node.output[0] for node in found}
             waiting, moved = [node for node in waiting if node.output[0] not in settled], set()
@@ -237,27 +235,16 @@ class Facts:
             return np.zeros(rank, bool)
         return np.array([d.HasField("dim_value") for d in proto.tensor_type.shape.dim], bool)
 
-    def _stated(self, node: onnx.NodeProto) -> onnx.ValueInfoProto | None:
-        """Lengths that inference leaves open although they are stated: it wants to know all of them, or none."""
-        name, target = node.output[0], node.input[STATE[node.op_type]]
-        mask = self.fixed.get(target)
-        if mask is None or mask.all() or not mask.any() or name not in self.shapes:
+    def _tiled(self, node: onnx.NodeProto) -> onnx.ValueInfoProto | None:
+        """Lengths of a Tile that inference leaves open: it wants to know how often each axis is repeated, or none."""
+        name, times = node.output[0], node.input[1]
+        if times not in self.fixed or name not in self.shapes or name in self._told:
             return None
-        shape = self.shapes[name]
-        before = self._fixed_lengths(name)
-        missing = len(shape) - len(mask)
-        value = np.concatenate([np.ones(missing, np.int64), self.values[target]])
-        fixed = np.concatenate([np.ones(missing, bool), mask])
-        if node.op_type in ("Expand", "Tile"):
-            inner = self._fixed_lengths(node.input[0])
-            inner = np.concatenate([np.ones(len(shape) - len(inner), bool), inner])
-            fixed &= inner | ((value > 1) if node.op_type == "Expand" else False)
-        elif node.op_type == "Reshape":
-            fixed &= value > 0
-        if not (fixed & ~before).any() or name in self._told:
+        fixed = self._fixed_lengths(node.input[0]) & self.fixed[times]
+        if not (fixed & ~self._fixed_lengths(name)).any():
             return None
         self._told.add(name)
-        dims = [n if known else None for n, known in zip(shape, fixed | before, strict=True)]
+        dims = [n if known else None for n, known in zip(self.shapes[name], fixed, strict=True)]
         return helper.make_tensor_value_info(name, self.types[name], dims)
 
     def _moved(self, node: onnx.NodeProto) -> list[NDArray[np.bool_]] | None:

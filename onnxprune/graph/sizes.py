@@ -116,7 +116,9 @@ def settle(flow: Flow, index: int, position: int, stated: Mapping[int, int], fou
             if inferred is None and _inferable(flow.graph, index, entry):
                 inferred = axis
             else:
-                flow.pin(found.pop(axis), tensor, f"{flow.graph.label(index)!r} takes the number of these channels from the graph")
+                flow.pin(
+                    found.pop(axis), tensor, f"{flow.graph.label(index)!r} takes the number of these channels from the graph"
+                )
         if counted is not None:
             flow.pin(counted, tensor, f"{flow.graph.label(index)!r} uses the size of these channels for something else")
 

@@ -17,7 +17,7 @@ from onnxprune.budget.allocate import Candidate, Counts
 from onnxprune.calibration.fitting import fixed_batch
 from onnxprune.calibration.gains import measure_gains
 from onnxprune.calibration.observe import Progress, Tap, observe
-from onnxprune.calibration.quota import batches_wanted, samples_wanted
+from onnxprune.calibration.quota import samples_wanted
 from onnxprune.calibration.sources import Source
 from onnxprune.calibration.views import channel_views
 from onnxprune.compensation.least_squares import RefitLosses
@@ -35,8 +35,10 @@ from onnxprune.rewrite.prove import Feeds, outputs, prove_arranged
 FLOOR = 0.1
 # Multiplications that choosing among the random draws of one group may cost.
 DRAW_BUDGET = 4 * 10**9
-# Rows per channel for the statistics that weigh the groups, and the fewest.
-ROWS_PER_CHANNEL, FEWEST_ROWS = 8, 4096
+# Rows per channel for the statistics that weigh the groups, and the fewest where the samples that are looked at give as many.
+ROWS_PER_CHANNEL, FEWEST_ROWS = 4, 4096
+# Samples that are looked at: the estimate from few of them is shrunk (see contract.Moments), and weighing needs no more.
+MOST_LOOKED_AT = 256
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ def _tap(layer: Layer, statistic: Statistic, count: int, batch: int) -> Tap:
     """Rows of the layer's input as the statistic wants them, thinned out so that counting costs less than running."""
     channels = layer.input_shape[1] if layer.op.startswith("Conv") else layer.input_shape[-1]
     wanted = max(ROWS_PER_CHANNEL * channels, FEWEST_ROWS)
-    batches = batches_wanted(samples_wanted(layer, wanted), count, batch)
+    batches = -(-min(samples_wanted(layer, wanted, channels), MOST_LOOKED_AT) // batch)
     limit = -(-wanted // max(min(batches, count // batch), 1))
     if statistic.rows == "channels":
         return Tap(layer.input, lambda x, rng: channel_rows(layer, x, limit, rng), statistic, batches)

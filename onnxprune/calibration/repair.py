@@ -132,7 +132,7 @@ class Repair:
         with Store(budget) as teacher, Store(budget) as student:
             for step in sorted(levels.layers):
                 ready = levels.layers[step]
-                samples = max(samples_wanted(layer, rows_wanted(self._inputs(layer))) for layer in ready)
+                samples = max(samples_wanted(layer, rows_wanted(n), n) for layer in ready for n in [self._inputs(layer)])
                 wanted = max(wanted, batches_wanted(samples, source.count, batch))
                 share = max(min(wanted, source.count // batch), 1)
                 fits = self._gather(levels, step, ready, feeds, wanted, share, teacher, student)

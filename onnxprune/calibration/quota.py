@@ -11,7 +11,7 @@ from math import prod
 from onnxprune.network import Layer
 
 # Rows per input of a layer: at least the first, and as many as the second where that is not more than PLENTY_ROWS.
-FEWEST_PER_INPUT, ROWS_PER_INPUT, PLENTY_ROWS = 12, 256, 16384
+FEWEST_PER_INPUT, ROWS_PER_INPUT, PLENTY_ROWS = 8, 256, 16384
 # One row for so many places of a sample.
 SPACING = 2
 # However large the maps are: what samples differ in as a whole (light, contrast) has to be seen too. More than ENOUGH_SAMPLES are

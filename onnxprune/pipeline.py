@@ -56,7 +56,7 @@ SOLVERS = {"least-squares": least_squares, "mean": match_moments}
 # Samples on which the rewrite is held against its masked twin.
 PROOF_BATCH = 2
 # Bytes of the largest activation of one batch, and the fewest samples of a batch whatever their size.
-BATCH_BYTES, FEWEST_AT_ONCE = 1 << 25, 4
+BATCH_BYTES, FEWEST_AT_ONCE = 1 << 20, 4
 
 
 def _silent(stage: str, share: float) -> None:

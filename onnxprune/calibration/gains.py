@@ -113,10 +113,11 @@ def _noise(layer: Layer, value: NDArray[Any], rng: np.random.Generator) -> tuple
     """Other samples' deviations with random signs, and their squared sum per position."""
     axis = 1 if layer.op.startswith("Conv") else value.ndim - (2 if layer.side == "left" else 1)
     others = tuple(a for a in range(value.ndim) if a != axis)
-    wide = value.astype(np.float64)
-    foreign = np.roll(wide, 1, axis=0) - wide.mean(others, keepdims=True)
-    noise = foreign * rng.choice([-1.0, 1.0], (len(wide), *[1] * (wide.ndim - 1))) * POWER**0.5
-    return noise.astype(value.dtype), float((noise**2).sum()) / (value.size / value.shape[axis])
+    noise = np.roll(value, 1, axis=0).astype(np.float32, copy=False)
+    noise -= noise.mean(others, keepdims=True, dtype=np.float64).astype(np.float32)
+    noise *= (rng.choice([-1.0, 1.0], (len(value), *[1] * (value.ndim - 1))) * POWER**0.5).astype(np.float32)
+    power = float(np.square(noise).sum(dtype=np.float64)) / (value.size / value.shape[axis])
+    return noise.astype(value.dtype, copy=False), power
 
 
 def _change(before: NDArray[Any], after: NDArray[Any]) -> float:

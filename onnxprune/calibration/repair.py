@@ -42,7 +42,7 @@ from onnxprune.runtime import Session
 # Bytes of sums of products that one pass of the parallel repair may hold.
 GRAM_BUDGET = 1 << 30
 # Bytes of activations per model that wait in memory for the next segment; beyond that they wait on disk.
-FEWEST_STORED, MOST_STORED = 1 << 26, 1 << 28
+FEWEST_STORED, MOST_STORED = 1 << 24, 1 << 28
 Solver = Callable[..., Repaired]
 
 

@@ -36,7 +36,7 @@ FLOOR = 0.1
 # Multiplications that choosing among the random draws of one group may cost.
 DRAW_BUDGET = 4 * 10**9
 # Rows per channel for the statistics that weigh the groups, and the fewest where the samples that are looked at give as many.
-ROWS_PER_CHANNEL, FEWEST_ROWS = 4, 4096
+ROWS_PER_CHANNEL, FEWEST_ROWS = 8, 4096
 # Samples that are looked at: from few of them the estimate is shrunk (see contract.Moments), and ResNet-20 and ResNet-56 come out
 # no worse than with four times as many.
 MOST_LOOKED_AT = 256

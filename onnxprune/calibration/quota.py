@@ -15,7 +15,7 @@ FEWEST_PER_INPUT, ROWS_PER_INPUT, PLENTY_ROWS = 8, 256, 16384
 # One row for so many places of a sample.
 SPACING = 4
 # However large the maps are: what samples differ in as a whole (light, contrast) has to be seen too. More than ENOUGH_SAMPLES are
-# taken only for the fewest rows: with twice as many, and nearly twice the work, ResNet-20 deviates less than 1 % less.
+# taken only for the fewest rows: with twice as many, and nearly twice the work, ResNet-20 deviates about 1 % less.
 FEWEST_SAMPLES, ENOUGH_SAMPLES = 128, 512
 # Every fifth batch is not fitted but judges the ridge; two of those at least.
 HELD_EVERY = 5

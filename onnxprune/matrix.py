@@ -121,15 +121,17 @@ def rows(layer: Layer, x: Tensor, groups: int, chosen: Tensor | None) -> Tensor:
     samples, channels = x.shape[:2]
     out = output_spatial(layer, tuple(x.shape[2:]))
     place = _unravel(torch.arange(prod(out), device=x.device) if chosen is None else chosen, out)
-    flat = x.reshape(samples, channels, -1)
     taps = list(product(*(range(k) for k in layer.geometry.kernel)))
-    kind = torch.promote_types(x.dtype, torch.float32)
-    found = torch.empty(channels, len(taps), samples, len(place[0]), dtype=kind, device=x.device)
-    for number, tap in enumerate(taps):
-        where, inside = _source(layer, place, tap, tuple(x.shape[2:]))
-        seen = torch.gather(flat, 2, where.expand(samples, channels, -1)).transpose(0, 1)
-        found[:, number] = seen if bool(inside.all()) else seen * inside
-    return found.reshape(groups, -1, samples * len(place[0])).permute(2, 0, 1)
+    found = [_source(layer, place, tap, tuple(x.shape[2:])) for tap in taps]
+    if len(taps) == 1 and bool(found[0][1].all()):
+        return _pixels(x, found[0][0]).T.reshape(groups, -1, samples * len(place[0])).permute(2, 0, 1)
+    # All samples of a channel side by side, a zero behind them for the padding: then one index reads every tap of every sample.
+    size = prod(x.shape[2:])
+    flat = x.new_zeros((channels, samples * size + 1), dtype=torch.promote_types(x.dtype, torch.float32))
+    flat[:, :-1].view(channels, samples, size).copy_(x.reshape(samples, channels, size).transpose(0, 1))
+    starts = size * torch.arange(samples, device=x.device)[:, None]
+    index = torch.stack([torch.where(inside, starts + where, samples * size) for where, inside in found])
+    return flat.index_select(1, index.flatten()).reshape(groups, -1, samples * len(place[0])).permute(2, 0, 1)
 
 
 def _unravel(index: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:

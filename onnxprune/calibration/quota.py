@@ -11,11 +11,12 @@ from math import prod
 from onnxprune.network import Layer
 
 # Rows per input of a layer: at least the first, and as many as the second where that is not more than PLENTY_ROWS.
-FEWEST_PER_INPUT, ROWS_PER_INPUT, PLENTY_ROWS = 12, 256, 16384
+FEWEST_PER_INPUT, ROWS_PER_INPUT, PLENTY_ROWS = 8, 256, 16384
 # One row for so many places of a sample.
 SPACING = 4
-# However large the maps are: what samples differ in as a whole (light, contrast) has to be seen too.
-FEWEST_SAMPLES = 128
+# However large the maps are: what samples differ in as a whole (light, contrast) has to be seen too. More than ENOUGH_SAMPLES are
+# taken only for the fewest rows: with twice as many, and nearly twice the work, ResNet-20 deviates about 1 % less.
+FEWEST_SAMPLES, ENOUGH_SAMPLES = 128, 512
 # Every fifth batch is not fitted but judges the ridge; two of those at least.
 HELD_EVERY = 5
 
@@ -25,10 +26,11 @@ def rows_wanted(inputs: int) -> int:
     return max(FEWEST_PER_INPUT * inputs, min(ROWS_PER_INPUT * inputs, PLENTY_ROWS))
 
 
-def samples_wanted(layer: Layer, rows: int) -> int:
-    """Samples that give so many rows."""
+def samples_wanted(layer: Layer, rows: int, inputs: int) -> int:
+    """Samples that give so many rows, or only the fewest for so many inputs where the rows would take too many samples."""
     places = prod(layer.output_shape[2:]) if layer.op.startswith("Conv") else 1
-    return max(-(-rows // max(places // SPACING, 1)), FEWEST_SAMPLES)
+    each = max(places // SPACING, 1)
+    return max(min(-(-rows // each), ENOUGH_SAMPLES), -(-FEWEST_PER_INPUT * inputs // each), FEWEST_SAMPLES)
 
 
 def batches_wanted(samples: int, count: int, batch: int) -> int:

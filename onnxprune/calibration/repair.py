@@ -42,7 +42,7 @@ from onnxprune.runtime import Session
 # Bytes of sums of products that one pass of the parallel repair may hold.
 GRAM_BUDGET = 1 << 30
 # Bytes of activations per model that wait in memory for the next segment; beyond that they wait on disk.
-FEWEST_STORED, MOST_STORED = 1 << 26, 1 << 28
+FEWEST_STORED, MOST_STORED = 1 << 24, 1 << 28
 Solver = Callable[..., Repaired]
 
 
@@ -132,7 +132,7 @@ class Repair:
         with Store(budget) as teacher, Store(budget) as student:
             for step in sorted(levels.layers):
                 ready = levels.layers[step]
-                samples = max(samples_wanted(layer, rows_wanted(self._inputs(layer))) for layer in ready)
+                samples = max(samples_wanted(layer, rows_wanted(n), n) for layer in ready for n in [self._inputs(layer)])
                 wanted = max(wanted, batches_wanted(samples, source.count, batch))
                 share = max(min(wanted, source.count // batch), 1)
                 fits = self._gather(levels, step, ready, feeds, wanted, share, teacher, student)

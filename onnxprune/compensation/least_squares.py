@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,84 +26,92 @@ RIDGES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)
 # With this many rows per input the weakest ridge is as good as any, and the search is left out.
 PLENTY = 30
 # x x^T is symmetric: from this width on it is computed in strips up to the diagonal, five eighths of the multiplications.
-WIDE, BLOCKS = 512, 4
+WIDE, BLOCKS = 128, 4
 
 
 class Regression:
-    """Moments of (x', t) per convolution group, in float64; enough for every formula in this file.
+    """Moments of (x', t) per convolution group; enough for every formula in this file.
 
     count   rows seen
-    xx      (groups, in + 1, in + 1) sums of products of (x', 1)
-    xt      (groups, in + 1, out) sums of products of (x', 1) with t
-    tt      (groups, out) sums of squares of t
+    xx      (groups, in, in) sums of products of x', in float32: of a wide layer the largest thing in memory; of its blocks above
+            the diagonal (see `_strips`) nothing is kept, because the ones below say the same
+    x       (groups, in) sums of x', in float64, as all that follow
+    xt      (groups, in, out) sums of products of x' with t, in float32
+    t, tt   (groups, out) sums of t and of its squares
     """
 
     def __init__(self) -> None:
         self.count = 0
         self.xx: Tensor | None = None
         self.xt: Tensor | None = None
-        self.tt: Tensor | None = None
+        self.x, self.t, self.tt = torch.empty(0), torch.empty(0), torch.empty(0)
 
     def add(self, rows: Tensor, targets: Tensor) -> None:
-        """rows (n, groups, in), targets (n, groups * out).
-
-        Products in float32, sums in float64: activations of one batch are alike in size.
-        """
+        """rows (n, groups, in), targets (n, groups * out)."""
         n, groups, inputs = rows.shape
         if n == 0:
             return
         x = rows.float().permute(1, 2, 0)
         t = targets.float().reshape(n, groups, -1).transpose(0, 1)
-        if self.xx is None or self.xt is None or self.tt is None:
-            self.xx = x.new_zeros((groups, inputs + 1, inputs + 1), dtype=torch.float64)
-            self.xt = x.new_zeros((groups, inputs + 1, t.shape[2]), dtype=torch.float64)
-            self.tt = x.new_zeros((groups, t.shape[2]), dtype=torch.float64)
-        means = x.sum(2, dtype=torch.float64)
+        if self.xx is None or self.xt is None:
+            self.xx, self.xt = x.new_zeros((groups, inputs, inputs)), x.new_zeros((groups, inputs, t.shape[2]))
+            self.x = x.new_zeros((groups, inputs), dtype=torch.float64)
+            self.t, self.tt = (x.new_zeros((groups, t.shape[2]), dtype=torch.float64) for _ in range(2))
         self.count += n
-        self.xx[:, -1, -1] += n
-        _add_square(self.xx[:, :-1, :-1], x)
-        self.xx[:, -1, :-1] += means
-        self.xx[:, :-1, -1] += means
-        self.xt[:, :-1] += x @ t
-        self.xt[:, -1] += t.sum(1, dtype=torch.float64)
+        for low, high in _strips(inputs):
+            self.xx[:, low:high, :high].baddbmm_(x[:, low:high], x[:, :high].transpose(1, 2))
+        self.xt.baddbmm_(x, t)
+        self.x += x.sum(2, dtype=torch.float64)
+        self.t += t.sum(1, dtype=torch.float64)
         self.tt += (t**2).sum(1, dtype=torch.float64)
 
     def merge(self, other: Regression) -> None:
-        if other.xx is None or other.xt is None or other.tt is None:
+        if other.xx is None or other.xt is None:
             return
         self.count += other.count
-        self.xx = other.xx.clone() if self.xx is None else self.xx.add_(other.xx)
-        self.xt = other.xt.clone() if self.xt is None else self.xt.add_(other.xt)
-        self.tt = other.tt.clone() if self.tt is None else self.tt.add_(other.tt)
+        if self.xx is None or self.xt is None:
+            self.xx, self.xt = other.xx.clone(), other.xt.clone()
+            self.x, self.t, self.tt = other.x.clone(), other.t.clone(), other.tt.clone()
+            return
+        for mine, others in ((self.xx, other.xx), (self.xt, other.xt), (self.x, other.x), (self.t, other.t), (self.tt, other.tt)):
+            mine += others
 
     def finite(self) -> bool:
         """Whether every row was: one NaN or infinity shows in the sums."""
-        return all(bool(torch.isfinite(t).all()) for t in (self.xt, self.tt) if t is not None)
+        return all(bool(torch.isfinite(t).all()) for t in (self.x, self.t, self.tt))
 
-    def moments(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Means instead of sums."""
+    def means(self) -> Means:
         assert self.xx is not None, "no rows were added"
         assert self.xt is not None
-        assert self.tt is not None
-        return self.xx / self.count, self.xt / self.count, self.tt / self.count
+        xx = self.xx.double()
+        for low, high in _strips(xx.shape[1]):
+            xx[:, :low, low:high] = xx[:, low:high, :low].transpose(1, 2)
+        n = self.count
+        return Means(xx.div_(n), self.x / n, self.xt.double().div_(n), self.t / n, self.tt / n)
 
     def error(self, weight: Tensor, bias: Tensor) -> float:
         """Mean squared error of W x' + b, relative to the variance of t; weight (groups, out, in), bias (groups, out)."""
-        xx, xt, tt = self.moments()
-        a = torch.cat([weight, bias[..., None]], 2)
-        squared = torch.einsum("goi,gij,goj->", a, xx, a) - 2 * torch.einsum("goi,gio->", a, xt) + tt.sum()
-        spread = (tt - xt[:, -1] ** 2).sum()
+        m = self.means()
+        squared = ((weight @ m.xx - 2 * m.xt.transpose(1, 2)) * weight).sum() + m.tt.sum()
+        squared += (bias * (bias + 2 * torch.einsum("goi,gi->go", weight, m.x) - 2 * m.t)).sum()
+        spread = (m.tt - m.t**2).sum()
         return float(squared.clamp(min=0) / spread.clamp(min=1e-30))
 
 
-def _add_square(total: Tensor, x: Tensor) -> None:
-    """Add x x^T to `total` (groups, in, in), for x (groups, in, n); of a wide layer only the blocks on one side are computed."""
-    size = x.shape[1]
+class Means(NamedTuple):
+    """A Regression's sums over its count, whole and in float64."""
+
+    xx: Tensor
+    x: Tensor
+    xt: Tensor
+    t: Tensor
+    tt: Tensor
+
+
+def _strips(size: int) -> list[tuple[int, int]]:
+    """Rows of x x^T that are computed together, each up to its diagonal block."""
     edges = [size * i // BLOCKS for i in range(BLOCKS + 1)] if size >= WIDE else [0, size]
-    for low, high in pairwise(edges):
-        strip = x[:, low:high] @ x[:, :high].transpose(1, 2)
-        total[:, low:high, :high] += strip
-        total[:, :low, low:high] += strip[:, :, :low].transpose(1, 2)
+    return list(pairwise(edges))
 
 
 @dataclass(frozen=True)
@@ -172,12 +181,15 @@ def _best_ridge(
     return best
 
 
-def _solve(data: Regression, w0: Tensor, b0: Tensor, ridge: float, free_bias: bool) -> Solution | None:
-    """Normal equations, centred where the bias is free to take up the means; None if they cannot be factorised."""
-    xx, xt, _ = data.moments()
-    mean, target = xx[:, :-1, -1].clone(), xt[:, -1].clone()
-    # Views of the means, which are this function's own: changed in place, for a wide layer's are hundreds of megabytes.
-    system, right = xx[:, :-1, :-1], xt[:, :-1]
+def normal_equations(
+    data: Regression, w0: Tensor, b0: Tensor, ridge: float, free_bias: bool
+) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """System (groups, in, in) and right-hand side (groups, in, out) of the weights; the bias that goes with weights once found.
+
+    Centred where the bias is free to take up the means. Both tensors are the caller's own.
+    """
+    # Changed in place, for a wide layer's are hundreds of megabytes.
+    system, mean, right, target, _ = data.means()
     if free_bias:
         system.baddbmm_(mean[:, :, None], mean[:, None, :], alpha=-1)
     right.baddbmm_(mean[:, :, None], (target if free_bias else b0)[:, None, :], alpha=-1)
@@ -186,14 +198,18 @@ def _solve(data: Regression, w0: Tensor, b0: Tensor, ridge: float, free_bias: bo
     damping = ridge * variance.mean(1) + 1e-10 * variance.mean() + 1e-12
     variance += damping[:, None]
     right += damping[:, None, None] * w0.transpose(1, 2)
-    factor, info = torch.linalg.cholesky_ex(system)
+    return system, right, lambda weight: target - torch.einsum("goi,gi->go", weight, mean) if free_bias else b0
+
+
+def _solve(data: Regression, w0: Tensor, b0: Tensor, ridge: float, free_bias: bool) -> Solution | None:
+    """The weights that solve the normal equations; None if they cannot be factorised."""
+    system, right, bias = normal_equations(data, w0, b0, ridge, free_bias)
+    info = torch.empty(len(system), dtype=torch.int32, device=system.device)
+    torch.linalg.cholesky_ex(system, out=(system, info))
     if bool(info.any()):
         return None
-    weight = torch.cholesky_solve(right, factor).transpose(1, 2)
-    if not bool(torch.isfinite(weight).all()):
-        return None
-    bias = target - torch.einsum("goi,gi->go", weight, mean) if free_bias else b0
-    return weight, bias
+    weight = torch.cholesky_solve(right, system).transpose(1, 2)
+    return (weight, bias(weight)) if bool(torch.isfinite(weight).all()) else None
 
 
 def match_moments(fit: Regression, held: Regression, weight: Tensor, bias: Tensor, *, free_bias: bool) -> Repaired:
@@ -208,9 +224,8 @@ def match_moments(fit: Regression, held: Regression, weight: Tensor, bias: Tenso
     if not whole.count:
         return Repaired(weight, bias, float("nan"), float("nan"), None)
     w0, b0 = weight.double(), bias.double()
-    xx, xt, tt = whole.moments()
-    mean, target = xx[:, :-1, -1], xt[:, -1]
-    covariance = xx[:, :-1, :-1] - mean[:, :, None] * mean[:, None, :]
+    covariance, mean, _, target, tt = whole.means()
+    covariance.baddbmm_(mean[:, :, None], mean[:, None, :], alpha=-1)
     now = torch.einsum("goi,gij,goj->go", w0, covariance, w0).clamp(min=1e-20)
     wanted = (tt - target**2).clamp(min=0)
     still = now <= 1e-9 * (wanted.mean() + now.mean())  # rounding alone: nothing to scale

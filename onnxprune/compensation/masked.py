@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from onnxprune.compensation.least_squares import Regression, Repaired, Solution, refit
+from onnxprune.compensation.least_squares import Regression, Repaired, Solution, normal_equations, refit
 
 # Multiplications up to which the rows are solved exactly, one factorisation each.
 EXACT = 2 * 10**10
@@ -27,22 +27,10 @@ def masked_least_squares(fit: Regression, held: Regression, weight: Tensor, bias
 
 def _solve(data: Regression, w0: Tensor, b0: Tensor, ridge: float, free_bias: bool) -> Solution | None:
     """Normal equations restricted to the mask; None if they cannot be solved."""
-    xx, xt, _ = data.moments()
-    mean, target = xx[:, :-1, -1].clone(), xt[:, -1].clone()
-    system, right = xx[:, :-1, :-1], xt[:, :-1]
-    if free_bias:
-        system.baddbmm_(mean[:, :, None], mean[:, None, :], alpha=-1)
-    right.baddbmm_(mean[:, :, None], (target if free_bias else b0)[:, None, :], alpha=-1)
-    variance = system.diagonal(dim1=1, dim2=2)
-    damping = ridge * variance.mean(1) + 1e-10 * variance.mean() + 1e-12
-    variance += damping[:, None]
-    right += damping[:, None, None] * w0.transpose(1, 2)
-    mask = w0 != 0
-    weight = torch.stack([_rows(s, r, w, m) for s, r, w, m in zip(system, right.transpose(1, 2), w0, mask, strict=True)])
-    if not bool(torch.isfinite(weight).all()):
-        return None
-    bias = target - torch.einsum("goi,gi->go", weight, mean) if free_bias else b0
-    return weight, bias
+    system, right, bias = normal_equations(data, w0, b0, ridge, free_bias)
+    parts = zip(system, right.transpose(1, 2), w0, w0 != 0, strict=True)
+    weight = torch.stack([_rows(*part) for part in parts])
+    return (weight, bias(weight)) if bool(torch.isfinite(weight).all()) else None
 
 
 def _rows(system: Tensor, right: Tensor, start: Tensor, mask: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class MaxNorm(Statistic):
 
 
 class Moments(Statistic):
-    """Count, mean (d) and second moments (d, d) of the channels a layer reads, in float64."""
+    """Count, mean (d) and second moments (d, d) of the channels a layer reads; sums of products are added up in float32."""
 
     rows = "channels"
 
@@ -73,17 +73,20 @@ class Moments(Statistic):
         self.products: Tensor | None = None
 
     def add(self, rows: Tensor) -> None:
-        total, products = rows.sum(0, dtype=torch.float64), (rows.T @ rows).double()
+        rows = rows.float()
+        if self.total is None or self.products is None:
+            self.total = rows.new_zeros(rows.shape[1], dtype=torch.float64)
+            self.products = rows.new_zeros((rows.shape[1], rows.shape[1]))
         self.count += len(rows)
-        self.total = total if self.total is None else self.total + total
-        self.products = products if self.products is None else self.products + products
+        self.total += rows.sum(0, dtype=torch.float64)
+        self.products.addmm_(rows.T, rows)
 
     def merge(self, other: Self) -> None:
         if other.total is None or other.products is None:
             return
         self.count += other.count
-        self.total = other.total if self.total is None else self.total + other.total
-        self.products = other.products if self.products is None else self.products + other.products
+        self.total = other.total.clone() if self.total is None else self.total + other.total
+        self.products = other.products.clone() if self.products is None else self.products + other.products
 
     @property
     def mean(self) -> Tensor:
@@ -94,7 +97,7 @@ class Moments(Statistic):
     def covariance(self) -> Tensor:
         """(d, d), centred: what is left for the weights once a bias has taken the mean."""
         assert self.products is not None, "no rows were added"
-        return self.products / self.count - torch.outer(self.mean, self.mean)
+        return self.products.double() / self.count - torch.outer(self.mean, self.mean)
 
     def shrunk(self) -> Tensor:
         """The covariance, drawn towards its diagonal by the oracle-approximating share (Chen, Wiesel, Eldar, Hero 2010, with the

@@ -18,6 +18,10 @@ from onnxprune.graph.structure import Graph
 from onnxprune.matrix import channel_rows, fan_in, positions, rows
 from onnxprune.network import Layer, Network
 
+# Samples that are looked at to weigh channels: from few of them the estimate is shrunk (see contract.Moments), and ResNet-20 and
+# ResNet-56 come out no worse than with four times as many.
+MOST_LOOKED_AT = 256
+
 
 def check_weights(graph: Graph, network: Network) -> None:
     """Raises ModelError where a layer's weights hold no numbers."""
@@ -41,7 +45,11 @@ def tap(layer: Layer, statistic: Statistic, count: int, batch: int) -> Tap:
     if wanted is None:
         batches, limit = count, None
     else:
-        batches = batches_wanted(samples_wanted(layer, wanted), count, batch)
+        samples = samples_wanted(layer, wanted, channels)
+        if statistic.rows == "grouped":
+            batches = batches_wanted(samples, count, batch)
+        else:
+            batches = -(-min(samples, MOST_LOOKED_AT) // batch)
         limit = -(-wanted // max(min(batches, count // batch), 1))
 
     def chosen(x: Tensor, rng: torch.Generator) -> Tensor | None:

@@ -35,7 +35,7 @@ from onnxprune.version import __version__
 
 Progress = Callable[[str, float], None]
 # Bytes of the largest activation of one batch, and the fewest samples of a batch whatever their size.
-BATCH_BYTES, FEWEST_AT_ONCE = 1 << 25, 4
+BATCH_BYTES, FEWEST_AT_ONCE = 1 << 20, 4
 
 
 @dataclass(frozen=True)

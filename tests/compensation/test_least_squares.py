@@ -51,16 +51,17 @@ def problem():
 # --- moments
 
 
-def test_moments_are_means_of_products():
-    x, t = draw(70, 6), draw(70, 4, seed=1)
-    xx, xt, tt = counted(x, t, groups=2, batch=32).moments()
+@pytest.mark.parametrize("inputs", [3, 150])
+def test_means_are_those_of_the_products(inputs):
+    """Narrow, and so wide that only one side of x x^T is added up."""
+    x, t = draw(700, 2 * inputs) + 1, draw(700, 4, seed=1)
+    found = counted(x, t, groups=2, batch=320).means()
+    assert {value.dtype for value in found} == {torch.float64}
     for g in range(2):
-        a = torch.cat([x[:, 3 * g : 3 * g + 3], torch.ones(70, 1, dtype=torch.float64)], 1)
-        own = t[:, 2 * g : 2 * g + 2]
-        torch.testing.assert_close(xx[g], a.T @ a / 70, atol=1e-6, rtol=1e-6)
-        torch.testing.assert_close(xt[g], a.T @ own / 70, atol=1e-6, rtol=1e-6)
-        torch.testing.assert_close(tt[g], (own**2).mean(0), atol=1e-6, rtol=1e-6)
-    assert xx.dtype == xt.dtype == tt.dtype == torch.float64
+        a, own = x[:, inputs * g : inputs * (g + 1)], t[:, 2 * g : 2 * g + 2]
+        expected = (a.T @ a / 700, a.mean(0), a.T @ own / 700, own.mean(0), (own**2).mean(0))
+        for got, want in zip(found, expected, strict=True):
+            torch.testing.assert_close(got[g], want, atol=1e-5, rtol=1e-5)
 
 
 def test_shards_add_up_and_stay_as_they_are():
@@ -69,7 +70,7 @@ def test_shards_add_up_and_stay_as_they_are():
     before = second.xx.clone()
     first.merge(second)
     first.add(x[:0].unsqueeze(1), t[:0])
-    for a, b in zip(first.moments(), whole.moments(), strict=True):
+    for a, b in zip(first.means(), whole.means(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
     empty = Regression()
     empty.merge(second)

@@ -14,8 +14,8 @@ failures of all layers together stay below delta.
 
 Departures from the paper's text:
 * it draws N times, and how many different weights that gives is random; here exactly m_i are kept: the m_i first of exponential
-    eps_rand = u + sqrt(u^2 + 6 u), u = S~ / N          Lemma 7, 2 exp(-3 eps^2 N / (S C (6 + 2 eps))) = delta / (8 eta)
-  weight is divided by the probability 1 - exp(-q t) that its clock rings before t, the time of the first weight that is not kept:
+  clocks with rates q, which is sampling until m_i are seen (algorithms.md 1.3). Instead of n / (N q), which then is biased, what
+  stays is divided by the probability 1 - exp(-q t) that its clock rings before t, the time of the first weight that goes:
   exactly unbiased. eps_rand is that of the N draws that give m_i different weights on average;
 * OptAlloc takes the hull of the error curves instead of a convex solver (allocation.py), and needs no rounding of the solution
   but among equals. Of no draws at all eps_rand is infinite; the curve takes half a draw there;

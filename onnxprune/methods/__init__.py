@@ -6,7 +6,7 @@ from importlib.metadata import entry_points
 
 from onnxprune.contract import METHODS, Method
 from onnxprune.errors import UnknownNameError, UsageError
-from onnxprune.methods import batch_norm_scale, coreset, norms, sensitivity, sipp, sipp_bounds, thresholds, wanda
+from onnxprune.methods import batch_norm_scale, coreset, norms, pfp, sensitivity, sipp, sipp_bounds, thresholds, wanda
 
 __all__ = [
     "METHODS",
@@ -15,6 +15,7 @@ __all__ = [
     "create",
     "known",
     "norms",
+    "pfp",
     "sensitivity",
     "sipp",
     "sipp_bounds",

@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -165,6 +165,17 @@ class WeightMethod(Method):
         Serves the budget `bound` (OptAlloc), error-first pruning (epsilon) and the report. None: the paper has no bound.
         """
         return None
+
+    def facts(self, view: LayerView, plan: LayerPlan) -> Mapping[str, Any]:
+        """What the report tells of one layer's bound, as plain data. Empty: nothing."""
+        return {} if plan.error is None else {"error": plan.error}
+
+    def bounds(self, layers: Mapping[str, Mapping[str, Any]], samples: int) -> Mapping[str, Any]:
+        """The report's `bounds`, from the facts of the layers in the order of the model and the number of calibration samples.
+
+        `summary` is a sentence for people; `warnings` (a list) join those of the run.
+        """
+        return {"layers": [{"name": name, **facts} for name, facts in layers.items()]}
 
 
 def check_weight_scores(method: WeightMethod, view: LayerView, scores: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -222,10 +223,11 @@ def share_of(method: WeightMethod, view: LayerView, *, bounds: bool) -> Share:
 
 @dataclass(frozen=True)
 class Decided:
-    """Plans and quotas by parameter."""
+    """Plans and quotas by parameter, and what the method tells of its bounds."""
 
     plans: dict[str, LayerPlan]
     quotas: dict[str, Quota]
+    facts: dict[str, Mapping[str, Any]]
 
 
 def decide(
@@ -250,10 +252,13 @@ def decide(
         shares = {view.name: share_of(method, view, bounds=scope == "bound") for view in views}
         quotas = by_scope("bound" if scope == "bound" else "network", shares, ratio)
     plans = {}
+    facts = {}
     for view in views:
         scores = check_weight_scores(method, view, method.score(view))
         quota = quotas[view.name]
         plan = method.decide(view, scores, quota, generator(seed, view.name))
         plan.check(view, quota)
         plans[view.name] = plan
-    return Decided(plans, quotas)
+        if told := method.facts(view, plan):
+            facts[view.name] = told
+    return Decided(plans, quotas, facts)

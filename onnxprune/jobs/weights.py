@@ -68,7 +68,10 @@ class WeightJob(Job):
             done, not_refitted = self._repair(model, changed)
         with self.clock.stage("prove"):
             zeros = prove_zeros(model, thinned)
-        return Outcome(model, done, not_refitted, self._told(model, found, chosen, left, zeros))
+        bounds = dict(self.method.bounds(decided.facts, self.samples.calibration.count) if decided.facts else {})
+        warnings = bounds.pop("warnings", ())
+        told = self._told(model, found, chosen, left, zeros) | {"bounds": bounds}
+        return Outcome(model, done, not_refitted, told, warnings)
 
     def options(self) -> dict[str, Any]:
         request = self.request

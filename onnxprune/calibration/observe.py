@@ -72,7 +72,8 @@ def observe(
 def _look(found: Arrays, taps: Sequence[Tap], device: Device, rng: torch.Generator) -> None:
     for tap in taps:
         value = torch.from_numpy(found[tap.tensor]).to(device.torch_device).float()
-        tap.statistic.add(finite(tap.rows(value, rng), tap.tensor))
+        for part in torch.split(value, 1) if tap.statistic.by_sample else [value]:
+            tap.statistic.add(finite(tap.rows(part, rng), tap.tensor))
 
 
 def finite(values: Tensor, tensor: str) -> Tensor:

@@ -20,12 +20,14 @@ class Statistic(ABC):
     `rows` says what a row is: 'patches' - what one output position sees, (n, d) with d = channels * kernel positions, as the
     weight matrix orders them; 'grouped' - the same apart for each group of a convolution, (n, groups, d); 'channels' - one input
     position, (n, d) with d = channels. `weighs`: it is made with the layer's weights (see Method.counter).
+    `by_sample`: every call of `add` brings the rows of one sample alone.
     `add` may be called any number of times; `merge` adds a count that was made apart, on other samples. Neither may keep more
     rows than a number fixed beforehand.
     """
 
     rows: ClassVar[Literal["patches", "channels", "grouped"]] = "channels"
     weighs: ClassVar[bool] = False
+    by_sample: bool = False
 
     @abstractmethod
     def add(self, rows: Tensor) -> None: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from math import prod
 
@@ -230,9 +230,9 @@ class Decided:
 
 def decide(
     method: WeightMethod, views: Views, found: Sequence[Site], budget: str, ratio: float, pattern: tuple[int, int] | None,
-    seed: int,
+    seed: int, *, bounds: bool = False,
 ) -> Decided:  # fmt: skip
-    """How many weights every layer keeps and which ones; each plan is held to its quota.
+    """How many weights every layer keeps and which ones; each plan is held to its quota. bounds: say what theirs says of them.
 
     A budget that compares layers needs the scores of all of them first: where the statistics do not fit into memory together they
     are then counted twice.
@@ -255,5 +255,29 @@ def decide(
         quota = quotas[view.name]
         plan = method.decide(view, scores, quota, generator(seed, view.name))
         plan.check(view, quota)
+        plans[view.name] = replace(plan, error=implied(method, view, scores, plan)) if bounds else plan
+    return Decided(plans, quotas)
+
+
+def within(method: WeightMethod, views: Views, epsilon: float, seed: int) -> Decided:
+    """Error-first: every layer keeps what its bound needs for an error of at most epsilon."""
+    plans, quotas = {}, {}
+    for view in views:
+        scores = check_weight_scores(method, view, method.score(view))
+        plan = method.within(view, scores, epsilon, generator(seed, view.name))
+        quotas[view.name] = Quota(int(plan.keep.sum()))
+        plan.check(view, quotas[view.name])
         plans[view.name] = plan
     return Decided(plans, quotas)
+
+
+def implied(method: WeightMethod, view: LayerView, scores: Tensor, plan: LayerPlan) -> float | None:
+    """eps of the worst row of a plan: what the plan says itself, else the method's curve where each row's count is."""
+    if plan.error is not None:
+        return plan.error
+    curves = method.errors(view, scores)
+    if curves is None:
+        return None
+    there = plan.keep & (view.matrix != 0)
+    counts = (view.kernels(there.double()) > 0).sum(2) if method.target == "kernel" else there.sum(2)
+    return float(curves.gather(1, counts.flatten()[:, None]).max())

@@ -56,7 +56,7 @@ class HeldOut(Sensitivity):
         self.second = matrix.new_zeros(0, matrix.shape[0], matrix.shape[2])
 
     def add(self, rows: Tensor) -> None:
-        held = rows[:: EVERY][: SECOND - len(self.second)].float()
+        held = rows[::EVERY][: SECOND - len(self.second)].float()
         self.second = torch.cat([self.second, held])
         rest = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
         rest[: len(held) * EVERY : EVERY] = False
@@ -150,7 +150,7 @@ class CoresetWeightDet(_Sensitive):
         keep = torch.zeros_like(parts.positive)
         worst = 0.0
         for mask in (parts.positive, ~parts.positive):
-            ranked, order = torch.where(mask, parts.rates, torch.inf).sort(2, stable=True)
+            ranked, order = torch.where(mask, parts.rates, torch.inf).sort(dim=2, stable=True)
             lost = self.constant * ranked.cumsum(2)
             stays = (lost > epsilon) & torch.isfinite(ranked)
             keep |= torch.zeros_like(keep).scatter(2, order, stays)
@@ -230,7 +230,7 @@ class _Sampler(_Sensitive):
         return LayerPlan(keep, matrix, float(errors.max()), min(int(draws.sum()), MOST_DRAWS))
 
     def errors(self, view: LayerView, scores: Tensor) -> Tensor:
-        """eps at the time when m distinct weights of the row are expected, m = 0 ... in; 0 once all that can be drawn are there."""
+        """eps when m distinct weights of the row are expected to be there, m = 0 ... in; 0 once all that can be drawn are."""
         rates = Parts.of(view, scores).rates.flatten(0, 1)
         support, total = (rates > 0).sum(1), rates.sum(1)
         if not bool(support.any()):
@@ -300,7 +300,7 @@ class CoreNet(_Sampler):
 class CoreNetPlus(CoreNet):
     """CoreNet+: weights that are expected to be drawn at least once (s_j t >= 1) stay as they are, only the rest is sampled.
 
-    The paper chooses the split that needs the fewest samples; this rule of the authors' next paper (PFP) is the usable form of it.
+    The paper chooses the split that needs the fewest samples; this rule of the authors' next paper (PFP) is its usable form.
     """
 
     name = "corenet+"
@@ -354,7 +354,11 @@ class CoreNetPlusPlus(CoreNetPlus):
 
         def losses(plan: LayerPlan) -> Tensor:
             change = plan.weights(view) - view.matrix
-            return (torch.einsum("ngi,goi->ngo", rows, change).abs() / size).mean(0) if len(rows) else change.new_zeros(size.shape[1:])
+            return (
+                (torch.einsum("ngi,goi->ngo", rows, change).abs() / size).mean(0)
+                if len(rows)
+                else change.new_zeros(size.shape[1:])
+            )
 
         keep, matrix, best = first.keep, first.weights(view), losses(first)
         error, draws = first.error or 0.0, first.draws or 0

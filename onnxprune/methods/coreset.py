@@ -89,7 +89,7 @@ def importances(norms: Tensor, weights: Tensor, activation: Activation, beta: fl
 
 
 def coreset(importance: Tensor, draws: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Algorithms 1 and 2, lines 4 to 8, as they are printed: which points were hit, and u(p) / w(p) of each, after `draws` draws."""
+    """Algorithms 1 and 2, lines 4 to 8, as printed: which points were hit by so many draws, and u(p) / w(p) of each."""
     probabilities = _probabilities(importance)
     # numpy's takes no longer for 10^9 draws than for one; what rounding leaves of 1 goes to its last entry, here the likeliest.
     order = torch.argsort(probabilities, stable=True)
@@ -131,9 +131,11 @@ class _Sampler(ChannelMethod):
         chosen = torch.sort(order[:keep]).values
         if not torch.equal(order, torch.argsort(times, stable=True)):
             return ChannelPlan(chosen)  # the largest importances, not drawn, hence not reweighed
-        found = hits(probabilities, times, chosen, rng) if keep < view.channels else None
-        if found is None:
+        if keep == view.channels:
             return ChannelPlan(chosen)
+        found = hits(probabilities, times, chosen, rng)
+        if found is None:
+            return ChannelPlan(chosen, torch.ones_like(probabilities[chosen]))
         return ChannelPlan(chosen, found / (found.sum() * probabilities[chosen]), int(found.sum()))
 
 

@@ -291,8 +291,9 @@ def temperature(case: Case, seeds: int, progress: Progress) -> Result:
         size = float(np.abs(subject.outputs).mean())
         rows.append(
             [
-                f"{alpha:g}", f"{same:.4f}", f"{neuron.implied:.3g}", f"{(neuron.implied or 0.0) / size:.3g}", f"{neuron.draws:,}",
-                f"{neuron.kept} of {neuron.units}", f"{weight.required:.3g}", f"{weight.kept} of {weight.units}",
+                f"{alpha:g}", f"{same:.4f}", f"{neuron.implied:.3g}", f"{(neuron.implied or 0.0) / size:.3g}",
+                f"{neuron.draws:,}", f"{neuron.kept} of {neuron.units}", f"{weight.required:.3g}",
+                f"{weight.kept} of {weight.units}",
             ]
         )  # fmt: skip
     header = (
@@ -303,11 +304,11 @@ def temperature(case: Case, seeds: int, progress: Progress) -> Result:
     figure = Figure("Fig. 12: draws of the neuron coreset", "alpha", "draws", [curve], log_x=True, log_y=True)
     fall = draws[ALPHAS.index(1.0)] / draws[ALPHAS.index(2.0)]
     remarks = [
-        f"Corollary C.2: a factor alpha > 1 makes fewer draws do for the same guarantee. Here alpha = 2 divides them by {fall:.2f} "
-        "(t grows by alpha, eps^2 by alpha^2, log t by a little).",
+        f"Corollary C.2: a factor alpha > 1 makes fewer draws do for the same guarantee. Here alpha = 2 divides them by "
+        f"{fall:.2f} (t grows by alpha, eps^2 by alpha^2, log t by a little).",
         "The network is the same function up to that factor, so the number of draws says nothing about it; eps relative to the "
         "logits stays as it was. The bounds of single weights are relative and do not see the factor at all.",
-        f"{100 * SHARE:.0f} % of the right labels guaranteed by Lemma 4.1; the biases of both layers are scaled with the weights.",
+        f"{100 * SHARE:.0f} % of the right labels guaranteed by Lemma 4.1; both layers' biases are scaled with the weights.",
     ]
     return Result(header, rows, [figure], remarks)
 

@@ -9,6 +9,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
+from onnxprune.allocation import allocate, unit_gains
 from onnxprune.contract import Quota, Scope
 from onnxprune.errors import UsageError
 
@@ -88,6 +89,34 @@ def _without(counts: Sequence[int], floors: Sequence[int]) -> list[int]:
     return found
 
 
+def keep_bound(shares: Mapping[str, Share], ratio: float) -> dict[str, Quota]:
+    """OptAlloc: the sum of the rows' error bounds is made least, down to a floor for each layer. Costs count in weights."""
+    if any(share.errors is None for share in shares.values()) or len({share.unit for share in shares.values()}) > 1:
+        raise UsageError("the budget 'bound' is not possible with this method", "use --budget uniform, row or global")
+    room = {name: (~share.zero).sum(2).flatten() for name, share in shares.items()}
+    gains = {name: unit_gains(share.errors, room[name]) for name, share in shares.items() if share.errors is not None}
+    budget = round((1 - ratio) * sum(g.numel() for g in gains.values()))
+    found: dict[str, Tensor] = {}
+    while True:
+        free = [name for name in gains if name not in found]
+        left = budget - sum(int(counts.sum()) for counts in found.values())
+        counts = dict(zip(free, allocate([gains[name] for name in free], left, _seeded()), strict=True))
+        floors = {name: min(ceil(FLOOR * gains[name].numel()), left) for name in free}
+        poor = [name for name in free if int(counts[name].sum()) < floors[name]]
+        if not poor:
+            break
+        (found[poor[0]],) = allocate([gains[poor[0]]], floors[poor[0]], _seeded())
+    return {
+        name: Quota(int(rows.sum()), share.unit, rows=rows.reshape(share.scores.shape[:2]))
+        for name, share in shares.items()
+        for rows in [(found | counts)[name]]
+    }
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
 def by_scope(scope: Scope, shares: Mapping[str, Share], ratio: float) -> dict[str, Quota]:
     """The quota of every layer. Raises UsageError for a budget that the method's paper has no bound for."""
     shapes = {name: (s.scores.shape[0], s.scores.shape[1], s.scores.shape[2]) for name, s in shares.items()}
@@ -100,4 +129,4 @@ def by_scope(scope: Scope, shares: Mapping[str, Share], ratio: float) -> dict[st
         case "network":
             return keep_network(shares, ratio)
         case "bound":
-            raise UsageError("the budget 'bound' is not possible with this method", "use --budget uniform, row or global")
+            return keep_bound(shares, ratio)

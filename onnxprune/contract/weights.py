@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -184,6 +184,17 @@ class WeightMethod(Method):
         quota = Quota(int(counts.sum()), unit, rows=counts.reshape(view.matrix.shape[:2]))
         plan = self.decide(view, scores, quota, rng)
         return replace(plan, error=float(curves.gather(1, counts[:, None]).max()))
+
+    def facts(self, view: LayerView, plan: LayerPlan) -> Mapping[str, Any]:
+        """What the report tells of one layer's bound, as plain data. Empty: nothing."""
+        return {} if plan.error is None else {"error": plan.error}
+
+    def bounds(self, layers: Mapping[str, Mapping[str, Any]], samples: int) -> Mapping[str, Any]:
+        """The report's `bounds`, from the facts of the layers in the order of the model and the number of calibration samples.
+
+        `summary` is a sentence for people; `warnings` (a list) join those of the run.
+        """
+        return {"layers": [{"name": name, **facts} for name, facts in layers.items()]}
 
 
 def check_weight_scores(method: WeightMethod, view: LayerView, scores: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ class Observed(Statistic):
     def figures(self, which: int) -> Figures:
         """which: 0 - as it is, 1 - relative to sum |w x|, 2 - relative to the output."""
         total, squares, largest = self._sums[which]
-        mean = total / max(self.count, 1)
+        mean = float(total) / max(self.count, 1)
         return {"mean": mean, "std": float(max(squares / max(self.count, 1) - mean**2, 0.0) ** 0.5), "max": float(largest)}
 
 
@@ -155,8 +155,16 @@ def figures(rows: Sequence[Figures], *, additive: bool, epsilon: float | None, a
     parts += [] if largest is None else [f"at most {largest:.3g} was seen on held-out inputs"]
     if asked is not None:
         share, count = guaranteed_share(asked.margins, asked.epsilon), len(asked.margins)
-        parts.append(f"{100 * share:.1f} % of the labels of {count:,} calibration samples cannot change")
+        parts.append(f"and while the bound holds {100 * share:.1f} % of the labels of {count:,} calibration samples cannot change")
     return {
         "summary": ", ".join(parts), "kind": kind, "about": ADDITIVE if additive else RELATIVE, "epsilon": epsilon,
         "required": None if asked is None else asked.figures(), "layers": list(rows),
     }  # fmt: skip
+
+
+def joined(own: Figures, found: Figures) -> Figures:
+    """What the method itself tells of its bounds, and what is told of everybody's; layers by name."""
+    rows = {row["name"]: row for row in own.get("layers", [])}
+    layers = [rows.get(row["name"], {}) | row for row in found["layers"]]
+    summary = "; ".join(text for text in (own.get("summary"), found["summary"]) if text)
+    return own | found | {"layers": layers, "summary": summary}

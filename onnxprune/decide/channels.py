@@ -17,13 +17,14 @@ from onnxprune.calibration.fitting import fixed_batch
 from onnxprune.calibration.gains import measure_gains
 from onnxprune.calibration.observe import Progress, observe
 from onnxprune.calibration.sources import Source
-from onnxprune.calibration.views import channel_views
+from onnxprune.calibration.views import channel_views, tensor
 from onnxprune.compensation.least_squares import RefitLosses
 from onnxprune.contract import Activation, ChannelMethod, ChannelPlan, ChannelView, Moments, Reader, Statistic, check_scores
 from onnxprune.decide.evidence import generator, observable, tap
 from onnxprune.devices import Device
 from onnxprune.errors import NothingToPruneError, UnknownNameError
 from onnxprune.graph.structure import Graph, trace
+from onnxprune.matrix import to_matrix
 from onnxprune.network import USUAL_KINDS, Group, Kind, Network
 from onnxprune.rewrite.arrange import Orders, arrange
 from onnxprune.rewrite.prove import Feeds, outputs, prove_arranged
@@ -143,7 +144,8 @@ def gather(
     taps = []
     for layer, kind in wanted:
         if (layer.name, kind) not in found:
-            found[layer.name, kind] = kind()
+            weight = tensor(graph, layer.weight, device.torch_device, network.quantised) if kind.weighs else None
+            found[layer.name, kind] = method.counter(kind, None if weight is None else to_matrix(layer, weight).contiguous())
             taps.append(tap(layer, found[layer.name, kind], source.count, fixed_batch(source.inputs) or batch))
     observe(graph, taps, source, batch=batch, device=device, seed=seed, progress=progress)
     gains = measure_gains(graph, readers, source, device=device, seed=seed, progress=progress) if weigh else {}

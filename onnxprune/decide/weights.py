@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -222,10 +223,11 @@ def share_of(method: WeightMethod, view: LayerView, *, bounds: bool) -> Share:
 
 @dataclass(frozen=True)
 class Decided:
-    """Plans and quotas by parameter."""
+    """Plans and quotas by parameter, and what the method tells of its bounds."""
 
     plans: dict[str, LayerPlan]
     quotas: dict[str, Quota]
+    facts: dict[str, Mapping[str, Any]]
 
 
 def decide(
@@ -250,25 +252,30 @@ def decide(
         shares = {view.name: share_of(method, view, bounds=scope == "bound") for view in views}
         quotas = by_scope("bound" if scope == "bound" else "network", shares, ratio)
     plans = {}
+    facts = {}
     for view in views:
         scores = check_weight_scores(method, view, method.score(view))
         quota = quotas[view.name]
         plan = method.decide(view, scores, quota, generator(seed, view.name))
         plan.check(view, quota)
         plans[view.name] = replace(plan, error=implied(method, view, scores, plan)) if bounds else plan
-    return Decided(plans, quotas)
+        if told := method.facts(view, plan):
+            facts[view.name] = told
+    return Decided(plans, quotas, facts)
 
 
 def within(method: WeightMethod, views: Views, epsilon: float, seed: int) -> Decided:
     """Error-first: every layer keeps what its bound needs for an error of at most epsilon."""
-    plans, quotas = {}, {}
+    found = Decided({}, {}, {})
     for view in views:
         scores = check_weight_scores(method, view, method.score(view))
         plan = method.within(view, scores, epsilon, generator(seed, view.name))
-        quotas[view.name] = Quota(int(plan.keep.sum()))
-        plan.check(view, quotas[view.name])
-        plans[view.name] = plan
-    return Decided(plans, quotas)
+        found.quotas[view.name] = Quota(int(plan.keep.sum()))
+        plan.check(view, found.quotas[view.name])
+        found.plans[view.name] = plan
+        if told := method.facts(view, plan):
+            found.facts[view.name] = told
+    return found
 
 
 def implied(method: WeightMethod, view: LayerView, scores: Tensor, plan: LayerPlan) -> float | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from onnxprune.experiments import bounds, coreset
+from onnxprune.experiments import bounds, coreset, sipp
 from onnxprune.experiments.case import no_case, open_case
 from onnxprune.experiments.experiment import EXPERIMENTS, Case, Experiment, Figure, Line, Result, experiment
 
 __all__ = [
     "EXPERIMENTS", "Case", "Experiment", "Figure", "Line", "Result", "bounds", "coreset", "experiment", "no_case", "open_case",
+    "sipp",
 ]  # fmt: skip

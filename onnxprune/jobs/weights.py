@@ -75,10 +75,12 @@ class WeightJob(Job):
         with self.clock.stage("prove"):
             zeros = prove_zeros(model, thinned)
         told = self._told(model, found, chosen, left, zeros)
-        if self._tells_bounds:
-            with self.clock.stage("bounds"):
-                told["bounds"] = self._bounds(chosen, decided, asked)
-        return Outcome(model, done, not_refitted, told)
+        with self.clock.stage("bounds"):
+            told["bounds"] = dict(self.method.bounds(decided.facts, self.samples.calibration.count) if decided.facts else {})
+            warnings = told["bounds"].pop("warnings", ())
+            if self._tells_bounds:
+                told["bounds"] = bounds.joined(told["bounds"], self._bounds(chosen, decided, asked))
+        return Outcome(model, done, not_refitted, told, warnings)
 
     @property
     def _tells_bounds(self) -> bool:

@@ -6,9 +6,23 @@ from importlib.metadata import entry_points
 
 from onnxprune.contract import METHODS, Method
 from onnxprune.errors import UnknownNameError, UsageError
-from onnxprune.methods import batch_norm_scale, baykal, coreset, norms, sensitivity, thresholds, wanda
+from onnxprune.methods import batch_norm_scale, baykal, coreset, norms, pfp, sensitivity, sipp, sipp_bounds, thresholds, wanda
 
-__all__ = ["METHODS", "batch_norm_scale", "baykal", "coreset", "create", "known", "norms", "sensitivity", "thresholds", "wanda"]
+__all__ = [
+    "METHODS",
+    "batch_norm_scale",
+    "baykal",
+    "coreset",
+    "create",
+    "known",
+    "norms",
+    "pfp",
+    "sensitivity",
+    "sipp",
+    "sipp_bounds",
+    "thresholds",
+    "wanda",
+]
 
 ENTRY_POINTS = "onnxprune.methods"
 

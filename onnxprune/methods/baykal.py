@@ -25,6 +25,7 @@ Departures from the papers:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, log
 from typing import Any, ClassVar, Self
@@ -121,6 +122,10 @@ class _Sensitive(WeightMethod):
         found = next(s for kind in self.needs if isinstance(s := view.statistic(kind), Sensitivity))
         # What no number is a weight's share of does not get lost: it is refused.
         return found.value.to(view.matrix) + 0 * view.matrix
+
+    def facts(self, view: LayerView, plan: LayerPlan) -> Mapping[str, Any]:
+        """Nothing of its own: a bound is told where no refit has changed the weights (decide.bounds)."""
+        return {}
 
 
 @method

@@ -87,7 +87,7 @@ class Sensitivity(Statistic):
 
 
 def max_product(left: Tensor, right: Tensor) -> Tensor:
-    """(groups, out, in): max over p of left[p, g, i] * right[p, g, j]; all are >= 0. left (p, groups, out), right (p, groups, in).
+    """(groups, out, in): max over p of left[p, g, i] * right[p, g, j] >= 0; left is (p, groups, out), right (p, groups, in).
 
     Tile by tile, so that the products never leave the cache: three times as fast as over the whole, and no more memory.
     """
@@ -103,7 +103,7 @@ def max_product(left: Tensor, right: Tensor) -> Tensor:
             b = right[:, g : g + blocks, None, j : j + columns].contiguous()
             for i in range(0, out, rows):
                 a = left[:, g : g + blocks, i : i + rows, None]
-                best = found[g : g + blocks, i : i + rows, j : j + columns].contiguous()
+                best = found[g : g + blocks, i : i + rows, j : j + columns].clone()
                 for p in range(0, len(left), patches):
                     product = a[p : p + patches] * b[p : p + patches]
                     torch.maximum(best, product[0] if patches == 1 else product.amax(0), out=best)

@@ -18,30 +18,30 @@ Steps = list[tuple[str, ChannelView]]
 def check_channel_method(cls: type[ChannelMethod], **options: Any) -> None:
     """See check_method."""
     method = cls(**options)
-    for name, view in _views(cls.needs):
+    for name, view in _views(method, cls.needs):
         _check_view(method, view, name)
-    for name, view in _views(()):
+    for name, view in _views(method, ()):
         _check_view(method, view, f"{name}, no data seen")
     _check_nan(method)
     _check_pipeline(cls, options)
 
 
-def _views(needs: tuple[type[Statistic], ...]) -> Steps:
+def _views(method: ChannelMethod, needs: tuple[type[Statistic], ...]) -> Steps:
     """(what is special about it, view): everything that a method may meet."""
     return [
-        ("one maker, one reader, Relu", _view(8, Activation("Relu"), needs)),
-        ("a residual group of three makers and two readers", _view(12, Activation(), needs, makers=3, readers=2)),
-        ("a bounded activation", _view(8, Activation("Clip", (0.0, 6.0)), needs)),
-        ("channels at two positions of a wider input", _view(6, Activation("Sigmoid"), needs, spread=2)),
-        ("all channels alike", _view(8, Activation("Relu"), needs, value=0.5)),
-        ("a dead layer", _view(8, Activation("Relu"), needs, value=0.0)),
-        ("two channels", _view(2, Activation("Tanh"), needs)),
+        ("one maker, one reader, Relu", _view(method, 8, Activation("Relu"), needs)),
+        ("a residual group of three makers and two readers", _view(method, 12, Activation(), needs, makers=3, readers=2)),
+        ("a bounded activation", _view(method, 8, Activation("Clip", (0.0, 6.0)), needs)),
+        ("channels at two positions of a wider input", _view(method, 6, Activation("Sigmoid"), needs, spread=2)),
+        ("all channels alike", _view(method, 8, Activation("Relu"), needs, value=0.5)),
+        ("a dead layer", _view(method, 8, Activation("Relu"), needs, value=0.0)),
+        ("two channels", _view(method, 2, Activation("Tanh"), needs)),
     ]
 
 
 def _view(
-    channels: int, activation: Activation, needs: tuple[type[Statistic], ...], *, makers: int = 1, readers: int = 1,
-    spread: int = 1, value: float | None = None,
+    method: ChannelMethod, channels: int, activation: Activation, needs: tuple[type[Statistic], ...], *, makers: int = 1,
+    readers: int = 1, spread: int = 1, value: float | None = None,
 ) -> ChannelView:  # fmt: skip
     """Seeded random weights, or all the same `value`; each maker has batch norm behind it."""
     rng = torch.Generator().manual_seed(channels)
@@ -55,12 +55,15 @@ def _view(
     read = tuple(Reader(f"reader{i}", draw(inputs, 5 * 9), where) for i in range(readers))
     counted: dict[tuple[str, type[Statistic]], Statistic] = {}
     for kind in needs:
-        widths = {m.layer: 18 if kind.rows == "patches" else 2 for m in made}
-        widths |= {r.layer: inputs * (9 if kind.rows == "patches" else 1) for r in read}
+        patches = kind.rows != "channels"
+        widths = {m.layer: 18 if patches else 2 for m in made} | {r.layer: inputs * (9 if patches else 1) for r in read}
+        matrices = {m.layer: m.weight[None] for m in made}
+        matrices |= {r.layer: r.columns.reshape(inputs, 5, 9).transpose(0, 1).reshape(1, 5, -1) for r in read}
         for layer, width in widths.items():
-            counted[layer, kind] = kind()
+            counted[layer, kind] = method.counter(kind, matrices[layer] if kind.weighs else None)
             for _ in range(2):
-                counted[layer, kind].add(torch.randn((40, width), generator=rng).relu())
+                rows = torch.randn((40, width), generator=rng).relu()
+                counted[layer, kind].add(rows[:, None] if kind.rows == "grouped" else rows)
     return ChannelView("group", channels, made, read, activation, counted)
 
 
@@ -83,7 +86,7 @@ def _check_view(method: ChannelMethod, view: ChannelView, name: str) -> None:
 
 def _check_nan(method: ChannelMethod) -> None:
     """NaN in the weights is an error, or the method does not look at the weights at all."""
-    view = _view(8, Activation("Relu"), method.needs)
+    view = _view(method, 8, Activation("Relu"), method.needs)
     makers = tuple(replace(m, weight=m.weight * torch.nan, batch_norm_scale=m.bias * torch.nan) for m in view.makers)
     readers = tuple(replace(r, columns=r.columns * torch.nan) for r in view.readers)
     spoilt = replace(view, makers=makers, readers=readers)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -52,7 +54,8 @@ def test_they_are_the_papers(reduce, signs, groups):
         counted.add(rows)
     expected = by_loops(matrix, samples, reduce)
     assert np.allclose(counted.value.numpy(), expected, rtol=1e-5, atol=1e-7)
-    assert expected.max() <= 1 and counted.count == 15
+    assert expected.max() <= 1
+    assert counted.count == 15
 
 
 def test_one_patch_of_one_sample_is_shared_out_per_sign():
@@ -87,7 +90,8 @@ def test_streaming_in_parts_is_the_same_as_at_once():
     second.add(rows[11:20])
     second.add(rows[20:])
     first.merge(second)
-    assert torch.allclose(whole.value, first.value, rtol=1e-5) and first.count == whole.count
+    assert torch.allclose(whole.value, first.value, rtol=1e-5)
+    assert first.count == whole.count
     assert first.bytes(2, 5, 7) == 4 * 70
 
 
@@ -109,7 +113,7 @@ class Watched(WeightMethod):
     """Keeps what it was given."""
 
     name, paper, target, needs = "watched", "test", "weight", (Sensitivity,)
-    made: list[Sensitivity] = []
+    made: ClassVar[list[Sensitivity]] = []
     reduce, patches = "max", 2
 
     def counter(self, kind, matrix):

@@ -62,6 +62,8 @@ def prune(
     through_norms: bool = False,
     keep_ends: bool = False,
     pattern: str | None = None,
+    epsilon: float | None = None,
+    guarantee_labels: float | None = None,
     device: str = "auto",
     threads: int = 1,
     seed: int = 0,
@@ -94,6 +96,9 @@ def prune(
     kinds         only such channels go, see network.KINDS: 'head,neuron'; none: all but 'embedding', which has to be asked for
     keep_ends     of weight methods: the first and the last layer keep theirs
     pattern       of weight methods, instead of ratio: 'N:M', of every M neighbouring inputs of a row N stay
+    epsilon       instead of ratio, of methods with a bound: the error that every layer's output may have at most
+    guarantee_labels  instead of ratio: of one layer, the last or the one in `only`, so little goes that this share of the
+                  calibration samples is guaranteed to keep its label (see decide.labels)
     through_norms channels under the statistics of LayerNorm, RMSNorm and GroupNorm may go too (see graph.norms)
     gates         expressions that make the result fail, such as 'top1_agreement<0.95'
     output        save there as well
@@ -105,6 +110,7 @@ def prune(
         sequential=sequential, only=tuple(only), skip=tuple(skip), threads=threads, batch=batch,
         options=dict(options or {}) | ({} if beta is None else {"beta": beta}), gates=tuple(parse(g) for g in gates),
         kinds=as_kinds(kinds), through_norms=through_norms, keep_ends=keep_ends, pattern=as_pattern(pattern),
+        epsilon=epsilon, guarantee_labels=guarantee_labels,
     )  # fmt: skip
     chosen = create(method, **request.options)
     kind = next(job for target, job in JOBS.items() if isinstance(chosen, target))

@@ -75,11 +75,28 @@ class Request:
             )
         if self.ratio is not None and not 0 <= self.ratio < 1:
             raise UsageError(f"a ratio of {self.ratio}", "it is the share of channels to remove, from 0 to less than 1")
+        if self.epsilon is not None and not self.epsilon > 0:
+            raise UsageError(f"an epsilon of {self.epsilon:g}", "it is an error that is allowed: give a number above 0")
+        if self.guarantee_labels is not None and not 0 < self.guarantee_labels <= 1:
+            raise UsageError(f"{self.guarantee_labels:g} of the labels guaranteed", "give a share, such as 0.95")
+        if self.error_first and self.repair not in ("auto", "none"):
+            raise UsageError(
+                "a bound says nothing of refitted weights", "use --repair none, which an error-first run does by itself"
+            )
+        if self.error_first and self.budget != "auto":
+            raise UsageError(
+                "an error leaves nothing for a budget to spread", "leave --budget out, or ask for a share with --ratio"
+            )
         budgets = (*BUDGETS, *WEIGHT_BUDGETS)
         if self.budget not in budgets:
             raise UnknownNameError("budget", self.budget, budgets)
         if self.repair not in REPAIRS:
             raise UnknownNameError("repair", self.repair, REPAIRS)
+
+    @property
+    def error_first(self) -> bool:
+        """Whether an error is given and how much goes is an outcome."""
+        return self.epsilon is not None or self.guarantee_labels is not None
 
     @property
     def goal(self) -> tuple[str, float]:
@@ -113,4 +130,6 @@ class Request:
 
     @property
     def repair_kind(self) -> str:
-        return "least-squares" if self.repair == "auto" else self.repair
+        if self.repair == "auto":
+            return "none" if self.error_first else "least-squares"
+        return self.repair

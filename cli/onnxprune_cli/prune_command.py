@@ -49,6 +49,13 @@ from onnxprune_cli.progress import progress_bar
     help="How the ratio is spread over the groups of channels, or over layers (row, bound: of weights alone).",
 )
 @click.option("--pattern", metavar="N:M", help="Instead of --ratio, of weights: N of every M neighbours stay, e.g. 2:4.")
+@click.option("--epsilon", type=click.FloatRange(min=0, min_open=True), help="Instead of --ratio: the error a layer may have.")
+@click.option(
+    "--guarantee-labels",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    metavar="SHARE",
+    help="Instead of --ratio: the share of labels that one layer's pruning must not change.",
+)
 @click.option("--keep-ends", is_flag=True, help="Of weights: the first and the last layer keep all of theirs.")
 @click.option(
     "--align",
@@ -83,9 +90,10 @@ from onnxprune_cli.progress import progress_bar
 def prune(model: str, **given: Any) -> int:
     """Prune MODEL and report what it cost and gained.
 
-    One of --ratio, --target and --pattern is needed.
+    One of --ratio, --target, --pattern, --epsilon and --guarantee-labels is needed.
     """
-    amounts = [f"--{name}" for name in ("ratio", "target", "pattern") if given[name] is not None]
+    ways = ("ratio", "target", "pattern", "epsilon", "guarantee_labels")
+    amounts = [f"--{name.replace('_', '-')}" for name in ways if given[name] is not None]
     if len(amounts) != 1:
         but = f"not by {' and '.join(amounts)} together: " if amounts else ""
         raise click.UsageError(f"say how much should go, {but}--ratio 0.4 (the share removed) or --target macs=0.6 (kept)")

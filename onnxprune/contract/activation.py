@@ -21,15 +21,24 @@ class Activation:
     bounds: tuple[float, ...] = ()
 
     HOMOGENEOUS: ClassVar[frozenset[str]] = frozenset({"identity", "Relu", "LeakyRelu", "PRelu", "Abs"})
+    NEVER_NEGATIVE: ClassVar[frozenset[str]] = frozenset(
+        {"Relu", "Abs", "Sigmoid", "HardSigmoid", "Softplus", "Binary", "SoftClip", "Gaussian"}
+    )
 
     @property
     def homogeneous(self) -> bool:
         """Whether phi(c r) = c phi(r) for c > 0: then a common factor of all arguments cancels out of every ranking."""
         return self.name in self.HOMOGENEOUS
 
+    @property
+    def never_negative(self) -> bool:
+        """Whether phi >= 0 everywhere, as the coreset papers suppose: then errors of both signs cannot add up."""
+        return self.name in self.NEVER_NEGATIVE or (self.name == "Clip" and self.bounds[0] >= 0)
+
     def supremum(self, radius: Tensor) -> Tensor:
         """sup |phi(z)| over |z| <= radius, elementwise (coresets, Table I: phi(beta * ||p||) for a non-decreasing phi >= 0).
 
+        Binary (z >= 0), SoftClip and Gaussian (exp(-z^2); the paper prints exp(-z)) are the table's, and no operators of ONNX.
         Silu, Gelu and HardSwish dip below zero first: max(phi(r), -phi(-r)), with -min phi once r has passed the dip.
         """
         r = radius
@@ -42,6 +51,12 @@ class Activation:
             case "HardSigmoid":
                 alpha, beta = self.bounds
                 return (alpha * r + beta).clamp(0, 1)
+            case "Binary" | "Gaussian":
+                return torch.ones_like(r)
+            case "SoftClip":
+                (alpha,) = self.bounds
+                softplus = torch.nn.functional.softplus
+                return (softplus(alpha * r) - softplus(alpha * (r - 1))) / alpha
             case "Tanh":
                 return torch.tanh(r)
             case "Softplus":

@@ -85,10 +85,14 @@ class ChannelPlan:
 
     keep    (kept,) int64, strictly ascending positions in 0 .. channels-1
     scale   (kept,) factors on every reader's weights of the kept channels (reweighing); None: all one
+    draws   draws with replacement behind it, where it was drawn
+    error   what the paper's bound says of so many draws, where it has one
     """
 
     keep: Tensor
     scale: Tensor | None = None
+    draws: int | None = None
+    error: float | None = None
 
     def check(self, channels: int, wanted: int) -> None:
         """Raise where the plan is not what was asked for: our own methods and those of third parties are held to it alike."""
@@ -132,6 +136,23 @@ class ChannelMethod(Method):
     def decide(self, view: ChannelView, scores: Tensor, order: Tensor, keep: int, rng: torch.Generator) -> ChannelPlan:
         """Keep `keep` channels: the first of `order`, never a threshold, so that counts are exact whatever the ties."""
         return ChannelPlan(torch.sort(order[:keep]).values)
+
+    def errors(self, view: ChannelView, plan: ChannelPlan) -> Mapping[str, Tensor] | None:
+        """Reader -> (outputs * kernel positions,): how far each sum over the channels can get from the original's with this plan.
+
+        It holds for every input that the paper's bound is about, and supposes the readers' weights reweighed, not refitted. None:
+        the paper has no bound.
+        """
+        return None
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the method has a bound, so that an error may be asked for instead of a share."""
+        return type(self).errors is not ChannelMethod.errors
+
+    def within(self, view: ChannelView, scores: Tensor, epsilon: float, rng: torch.Generator) -> ChannelPlan:
+        """Error-first: as many draws as the bound asks for an error of at most epsilon; how many channels stay is an outcome."""
+        raise NotImplementedError("callers ask `bounded` first")
 
 
 def check_scores(method: ChannelMethod, view: ChannelView, scores: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -115,12 +115,14 @@ class LayerPlan:
 
     keep     (groups, out, in) bool
     matrix   (groups, out, in) new values of the weights, zero where not kept; None: those that stay are as they were
-    error    what the paper's bound says of this plan, where it has one
+    error    what the paper's bound says of this plan, of its worst row, where it has one
+    draws    draws with replacement behind it, where it was drawn
     """
 
     keep: Tensor
     matrix: Tensor | None = None
     error: float | None = None
+    draws: int | None = None
 
     def check(self, view: LayerView, quota: Quota) -> None:
         """Raise where the plan is not what was asked for: our own methods and those of third parties are held to it alike."""
@@ -165,6 +167,23 @@ class WeightMethod(Method):
         Serves the budget `bound` (OptAlloc), error-first pruning (epsilon) and the report. None: the paper has no bound.
         """
         return None
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the method has a bound, so that an error may be asked for instead of a share."""
+        return type(self).errors is not WeightMethod.errors
+
+    def within(self, view: LayerView, scores: Tensor, epsilon: float, rng: torch.Generator) -> LayerPlan:
+        """Error-first: each row keeps as few weights as its bound lets it with an error of at most epsilon."""
+        curves = self.errors(view, scores)
+        assert curves is not None, "callers ask `bounded` first"
+        places = torch.arange(curves.shape[1], device=curves.device)
+        most = curves.shape[1] - 1
+        counts = torch.where(curves <= epsilon, places, most).amin(1)
+        unit = view.kernel if self.target == "kernel" else 1
+        quota = Quota(int(counts.sum()), unit, rows=counts.reshape(view.matrix.shape[:2]))
+        plan = self.decide(view, scores, quota, rng)
+        return replace(plan, error=float(curves.gather(1, counts[:, None]).max()))
 
     def facts(self, view: LayerView, plan: LayerPlan) -> Mapping[str, Any]:
         """What the report tells of one layer's bound, as plain data. Empty: nothing."""

@@ -127,13 +127,18 @@ def _weight(view: ChannelView) -> Tensor:
 
 def gather(
     graph: Graph, network: Network, groups: Sequence[Group], method: ChannelMethod, source: Source, *, weigh: bool, batch: int,
-    device: Device, seed: int, progress: Progress,
+    device: Device, seed: int, progress: Progress, bounds: bool = False,
 ) -> Evidence:  # fmt: skip
-    """One pass over the calibration samples for what the method needs and, if `weigh`, for the losses of the auto budget."""
+    """One pass over the calibration samples for what the method needs and, if `weigh`, for the losses of the auto budget.
+
+    bounds: all that it needs, even what makes no difference to the decision.
+    """
     found: dict[tuple[str, type[Statistic]], Statistic] = {}
     makers = observable(graph, network, {name for group in groups for name in group.makers})
     readers = observable(graph, network, {name for group in groups for name in group.readers})
-    wanted = [(layer, kind) for layer in makers for kind in method.wants(Activation(*layer.activation))]
+    wanted = [
+        (layer, kind) for layer in makers for kind in (method.needs if bounds else method.wants(Activation(*layer.activation)))
+    ]
     wanted += [(layer, kind) for layer in readers for kind in method.wants(None)]
     wanted += [(layer, Moments) for layer in readers] if weigh else []
     taps = []
@@ -211,6 +216,16 @@ def _losses(predicted: Sequence[tuple[Reader, RefitLosses, float]], order: Tenso
         errors = losses.in_order(reader.positions[order].reshape(-1))
         parts.append(gain * errors[:: reader.positions.shape[1]])
     return np.asarray(torch.stack(parts).sum(0).cpu().numpy())
+
+
+def within(method: ChannelMethod, decisions: Sequence[Decision], epsilon: float, seed: int) -> dict[str, ChannelPlan]:
+    """Error-first: the plan of every group whose draws leave something out, and of the others one that keeps all."""
+    found = {}
+    for d in decisions:
+        plan = method.within(d.view, d.scores, epsilon, generator(seed, d.view.name, d.draw))
+        plan.check(d.view.channels, len(plan.keep))
+        found[d.view.name] = plan
+    return found
 
 
 def plans(method: ChannelMethod, decisions: Sequence[Decision], counts: Counts, seed: int) -> dict[str, ChannelPlan]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from math import prod
 from typing import Any
@@ -232,9 +232,9 @@ class Decided:
 
 def decide(
     method: WeightMethod, views: Views, found: Sequence[Site], budget: str, ratio: float, pattern: tuple[int, int] | None,
-    seed: int,
+    seed: int, *, bounds: bool = False,
 ) -> Decided:  # fmt: skip
-    """How many weights every layer keeps and which ones; each plan is held to its quota.
+    """How many weights every layer keeps and which ones; each plan is held to its quota. bounds: say what theirs says of them.
 
     A budget that compares layers needs the scores of all of them first: where the statistics do not fit into memory together they
     are then counted twice.
@@ -258,7 +258,33 @@ def decide(
         quota = quotas[view.name]
         plan = method.decide(view, scores, quota, generator(seed, view.name))
         plan.check(view, quota)
-        plans[view.name] = plan
+        plans[view.name] = replace(plan, error=implied(method, view, scores, plan)) if bounds else plan
         if told := method.facts(view, plan):
             facts[view.name] = told
     return Decided(plans, quotas, facts)
+
+
+def within(method: WeightMethod, views: Views, epsilon: float, seed: int) -> Decided:
+    """Error-first: every layer keeps what its bound needs for an error of at most epsilon."""
+    found = Decided({}, {}, {})
+    for view in views:
+        scores = check_weight_scores(method, view, method.score(view))
+        plan = method.within(view, scores, epsilon, generator(seed, view.name))
+        found.quotas[view.name] = Quota(int(plan.keep.sum()))
+        plan.check(view, found.quotas[view.name])
+        found.plans[view.name] = plan
+        if told := method.facts(view, plan):
+            found.facts[view.name] = told
+    return found
+
+
+def implied(method: WeightMethod, view: LayerView, scores: Tensor, plan: LayerPlan) -> float | None:
+    """eps of the worst row of a plan: what the plan says itself, else the method's curve where each row's count is."""
+    if plan.error is not None:
+        return plan.error
+    curves = method.errors(view, scores)
+    if curves is None:
+        return None
+    there = plan.keep & (view.matrix != 0)
+    counts = (view.kernels(there.double()) > 0).sum(2) if method.target == "kernel" else there.sum(2)
+    return float(curves.gather(1, counts.flatten()[:, None]).max())

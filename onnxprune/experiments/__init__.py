@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from onnxprune.experiments import sipp
+from onnxprune.experiments import bounds, coreset, sipp
 from onnxprune.experiments.case import no_case, open_case
 from onnxprune.experiments.experiment import EXPERIMENTS, Case, Experiment, Figure, Line, Result, experiment
 
 __all__ = [
-    "EXPERIMENTS",
-    "Case",
-    "Experiment",
-    "Figure",
-    "Line",
-    "Result",
-    "experiment",
-    "no_case",
-    "open_case",
-    "sipp",
+    "Case", "EXPERIMENTS", "Experiment", "Figure", "Line", "Result", "bounds", "coreset", "experiment", "no_case", "open_case", "sipp",
 ]  # fmt: skip

@@ -19,7 +19,9 @@ from onnxprune.budget.allocate import Counts, by_ratio, by_target, resource
 from onnxprune.calibration.repair import LayerRepair, Repair, repairable
 from onnxprune.compensation.least_squares import least_squares, match_moments
 from onnxprune.contract import ChannelMethod, ChannelPlan
+from onnxprune.decide import bounds
 from onnxprune.decide import channels as decide
+from onnxprune.decide import labels as guarantee
 from onnxprune.decide.evidence import check_weights
 from onnxprune.errors import NothingToPruneError, UsageError
 from onnxprune.graph import find
@@ -54,10 +56,12 @@ class ChannelJob(Job):
     def make(self) -> Outcome:
         with self.clock.stage("observe"):
             decisions = self._see()
+        asked = None
+        if self.request.guarantee_labels is not None:
+            with self.clock.stage("labels"):
+                asked = self._required(decisions)
         with self.clock.stage("decide"):
-            counts = self._budget(decisions)
-            self._check_counts(decisions, counts)
-            plans = decide.plans(self.method, decisions, counts, self.request.seed)
+            plans, counts = self._decide(decisions, self.request.epsilon if asked is None else asked.epsilon)
         alive = self.network.alive({name: plan.keep.numpy(force=True) for name, plan in plans.items()})
         with self.clock.stage("rewrite"):
             made = cut(self.graph, self.network, alive)
@@ -66,6 +70,9 @@ class ChannelJob(Job):
         with self.clock.stage("repair"):
             done, left = self._repair(made, alive, plans)
         told = self._told(made, counts, decisions, difference)
+        if self._tells_bounds:
+            with self.clock.stage("bounds"):
+                told["bounds"] = self._bounds(decisions, plans, asked)
         return Outcome(made.model, done, left, told, account.shortfall(told["alignment"]))
 
     def options(self) -> dict[str, Any]:
@@ -87,10 +94,62 @@ class ChannelJob(Job):
             "proof": account.proof_figures(difference, self.samples, PROOF_BATCH, through_norms=bool(self.network.norms)),
         }
 
+    @property
+    def _tells_bounds(self) -> bool:
+        """A bound is about reweighed readers, not about refitted ones."""
+        request = self.request
+        return self.method.bounded and request.repair_kind == "none" and request.reweigh
+
+    def _decide(self, decisions: Sequence[decide.Decision], epsilon: float | None) -> tuple[dict[str, ChannelPlan], Counts]:
+        if epsilon is not None:
+            plans = decide.within(self.method, decisions, epsilon, self.request.seed)
+            return plans, {name: len(plan.keep) for name, plan in plans.items()}
+        counts = self._budget(decisions)
+        self._check_counts(decisions, counts)
+        return decide.plans(self.method, decisions, counts, self.request.seed), counts
+
+    def _required(self, decisions: Sequence[decide.Decision]) -> guarantee.Required:
+        """The additive error of the one layer that reads the one group."""
+        readers = [reader.layer for reader in decisions[0].view.readers]
+        if len(decisions) != 1 or len(readers) != 1 or readers[0] not in self.network.layer:
+            raise UsageError(
+                f"labels are guaranteed by what one layer reads, and {len(decisions)} groups of channels are chosen",
+                "name one group with --only that one layer reads",
+            )
+        return self.required(self.network.layer[readers[0]], additive=True)
+
+    def _bounds(
+        self, decisions: Sequence[decide.Decision], plans: Mapping[str, ChannelPlan], asked: guarantee.Required | None
+    ) -> dict[str, Any]:
+        views = [d.view for d in decisions if d.view.name in plans]
+        changes = bounds.of_channels(self.graph, self.network, views, plans, self.device)
+        observed = bounds.seen(
+            self.graph, changes, self.samples.test, batch=self.batch(), device=self.device, seed=self.request.seed,
+            progress=self.progress,
+        )  # fmt: skip
+        rows = []
+        for view in views:
+            plan = plans[view.name]
+            certain = self.method.errors(view, plan) or {}
+            for reader in view.readers:
+                found = observed.get((view.name, reader.layer))
+                rows.append(
+                    {
+                        "name": view.name, "layers": [reader.layer], "implied_epsilon": plan.error, "draws": plan.draws,
+                        "units": view.channels, "kept": len(plan.keep), "observed": found.figures(0) if found else None,
+                        "relative_to_output": found.figures(2) if found else None,
+                        "worst_case": float(certain[reader.layer].max()) if reader.layer in certain else None,
+                    }
+                )  # fmt: skip
+        return bounds.figures(rows, additive=True, epsilon=self.request.epsilon, asked=asked)
+
     def _see(self) -> list[decide.Decision]:
         """Evidence, scores and losses of every group that may be pruned."""
         request = self.request
         groups = decide.select(self.network, self.method, request.only, request.skip, request.kinds)
+        if request.guarantee_labels is not None and not request.only:
+            last = guarantee.last_layer(self.graph, self.network).name
+            groups = [group for group in groups if last in group.readers]
         check_weights(self.graph, self.network)
         few = self.samples.few(PROOF_BATCH)
         self.graph, self.orders = decide.arranged(self.graph, self.network, groups, few, self.device)
@@ -98,7 +157,8 @@ class ChannelJob(Job):
             self.network = find(self.graph, inner=prefers_width(request.kinds), through_norms=request.through_norms)
             groups = [self.network.group[group.name] for group in groups]
         evidence = decide.gather(
-            self.graph, self.network, groups, self.method, self.samples.calibration, weigh=request.budget == "auto",
+            self.graph, self.network, groups, self.method, self.samples.calibration,
+            weigh=request.budget == "auto" and not request.error_first, bounds=self._tells_bounds,
             batch=self.batch(), device=self.device, seed=request.seed, progress=self.progress,
         )  # fmt: skip
         return decide.judge(

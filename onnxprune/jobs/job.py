@@ -18,11 +18,14 @@ from onnxprune import account
 from onnxprune.calibration.repair import LayerRepair
 from onnxprune.calibration.samples import Samples
 from onnxprune.contract import Method
+from onnxprune.decide import labels as guarantee
+from onnxprune.decide.bounds import refuse_unbounded
 from onnxprune.devices import Device
 from onnxprune.errors import UsageError
 from onnxprune.figures import SCHEMA, LatencyFigures, Report
 from onnxprune.graph import Graph, ModelFile, find, prepare
-from onnxprune.network import Network
+from onnxprune.methods import known
+from onnxprune.network import Layer, Network
 from onnxprune.request import Request
 from onnxprune.rewrite.finish import finish
 from onnxprune.rewrite.prove import check_valid
@@ -123,7 +126,21 @@ class Job(ABC):
                     f"{what} has no meaning for method {request.method!r}", "leave it out, or see `onnxprune methods`"
                 )
 
+    def check_bound(self) -> None:
+        """Raises UsageError where an error is asked for of a method that has no bound."""
+        if self.request.error_first and not getattr(self.method, "bounded", False):
+            raise refuse_unbounded(self.method.name, known())
+
+    def required(self, layer: Layer, *, additive: bool) -> guarantee.Required:
+        """The error of one layer with which the wanted share of labels stays."""
+        assert self.request.guarantee_labels is not None, "asked for by nobody"
+        return guarantee.required(
+            self.graph, self.network, layer, self.request.guarantee_labels, self.samples.calibration, additive=additive,
+            batch=self.batch(), device=self.device, seed=self.request.seed, progress=self.progress,
+        )  # fmt: skip
+
     def run(self, labels: Any, latency: bool) -> PruneResult:
+        self.check_bound()
         made = self.make()
         with self.clock.stage("finish"):
             finish(made.model, self.graph, self._provenance())
@@ -144,7 +161,7 @@ class Job(ABC):
             "onnxprune.version": __version__,
             "onnxprune.method": self.method.name,
             "onnxprune.options": ", ".join(f"{k}={v}" for k, v in sorted(self._options().items())),
-            "onnxprune.ratio": str(request.ratio) if request.target is None else str(request.target),
+            "onnxprune.ratio": str(request.ratio if request.target is None else request.target),
             "onnxprune.seed": str(request.seed),
             "onnxprune.sha256_source": self.file.sha256,
         }
@@ -153,7 +170,8 @@ class Job(ABC):
         request = self.request
         common = {
             "budget": request.budget, "repair": request.repair_kind, "sequential": request.sequential is not False,
-            "target": request.target, "only": list(request.only), "skip": list(request.skip),
+            "target": request.target, "epsilon": request.epsilon, "guarantee_labels": request.guarantee_labels,
+            "only": list(request.only), "skip": list(request.skip),
         }  # fmt: skip
         return common | self.options() | self.method.values
 

@@ -24,8 +24,11 @@ from onnxprune.calibration.segments import reads
 from onnxprune.compensation.least_squares import match_moments
 from onnxprune.compensation.masked import masked_least_squares
 from onnxprune.contract import WeightMethod
+from onnxprune.decide import bounds
+from onnxprune.decide import labels as guarantee
 from onnxprune.decide import weights as decide
 from onnxprune.decide.evidence import check_weights
+from onnxprune.errors import UsageError
 from onnxprune.jobs.job import Job, Outcome
 from onnxprune.matrix import fan_in
 from onnxprune.network import Layer
@@ -53,13 +56,16 @@ class WeightJob(Job):
         chosen, left = decide.select(
             found, left, self.method, request.only, request.skip, keep_ends=request.keep_ends, pattern=request.pattern
         )
+        asked = None
+        if request.guarantee_labels is not None:
+            chosen = [self._one(chosen)]
+            with self.clock.stage("labels"):
+                asked = self.required(chosen[0].layer, additive=False)
         with self.clock.stage("decide"):
             views = decide.Views(
                 self.graph, chosen, self.method, self.samples.calibration, self.batch(), self.device, request.seed, self.progress
             )
-            decided = decide.decide(
-                self.method, views, chosen, request.budget, request.share_removed, request.pattern, request.seed
-            )
+            decided = self._decide(views, chosen, request.epsilon if asked is None else asked.epsilon)
         thinned = {site.name: Thinned(site.layer, decided.plans[site.name]) for site in chosen}
         with self.clock.stage("rewrite"):
             model = sparsify(self.graph, thinned)
@@ -68,10 +74,57 @@ class WeightJob(Job):
             done, not_refitted = self._repair(model, changed)
         with self.clock.stage("prove"):
             zeros = prove_zeros(model, thinned)
-        bounds = dict(self.method.bounds(decided.facts, self.samples.calibration.count) if decided.facts else {})
-        warnings = bounds.pop("warnings", ())
-        told = self._told(model, found, chosen, left, zeros) | {"bounds": bounds}
+        told = self._told(model, found, chosen, left, zeros)
+        with self.clock.stage("bounds"):
+            told["bounds"] = dict(self.method.bounds(decided.facts, self.samples.calibration.count) if decided.facts else {})
+            warnings = told["bounds"].pop("warnings", ())
+            if self._tells_bounds:
+                told["bounds"] = bounds.joined(told["bounds"], self._bounds(chosen, decided, asked))
         return Outcome(model, done, not_refitted, told, warnings)
+
+    @property
+    def _tells_bounds(self) -> bool:
+        """A bound is about weights as the method leaves them."""
+        return self.method.bounded and self.request.repair_kind == "none"
+
+    def _decide(self, views: decide.Views, chosen: Sequence[decide.Site], epsilon: float | None) -> decide.Decided:
+        request = self.request
+        if epsilon is not None:
+            return decide.within(self.method, views, epsilon, request.seed)
+        return decide.decide(
+            self.method, views, chosen, request.budget, request.share_removed, request.pattern, request.seed,
+            bounds=self._tells_bounds,
+        )  # fmt: skip
+
+    def _one(self, chosen: Sequence[decide.Site]) -> decide.Site:
+        """The matrix whose error is to leave labels alone: the one that was named, else the last layer's."""
+        if not self.request.only:
+            last = guarantee.last_layer(self.graph, self.network)
+            chosen = [site for site in chosen if last.name in {layer.name for layer in site.layers}]
+        if len(chosen) != 1:
+            raise UsageError(
+                f"labels are guaranteed by one layer at a time, and {len(chosen)} are chosen", "name one with --only"
+            )
+        return chosen[0]
+
+    def _bounds(self, chosen: Sequence[decide.Site], decided: decide.Decided, asked: guarantee.Required | None) -> dict[str, Any]:
+        changes = bounds.of_weights(self.graph, chosen, decided.plans, self.device)
+        observed = bounds.seen(
+            self.graph, changes, self.samples.test, batch=self.batch(), device=self.device, seed=self.request.seed,
+            progress=self.progress,
+        )  # fmt: skip
+        rows = []
+        for name, plan in decided.plans.items():
+            kept = int((changes[name].after != 0).sum())
+            rows.append(
+                {
+                    "name": name, "layers": [site.layer.name for site in chosen if site.name == name],
+                    "implied_epsilon": plan.error, "draws": plan.draws, "units": plan.keep.numel(), "kept": kept,
+                    "observed": observed[name].figures(1), "relative_to_output": observed[name].figures(2),
+                    "absolute": observed[name].figures(0),
+                }
+            )  # fmt: skip
+        return bounds.figures(rows, additive=False, epsilon=self.request.epsilon, asked=asked)
 
     def options(self) -> dict[str, Any]:
         request = self.request
@@ -123,7 +176,9 @@ class WeightJob(Job):
         return {
             "groups": account.group_figures(self.network, {}),
             "weights": rows,
-            "sparsity": sparsity_figures(self.graph.model, model, rows, self.request.share_removed),
+            "sparsity": sparsity_figures(
+                self.graph.model, model, rows, None if self.request.error_first else self.request.share_removed
+            ),
             "proof": {"summary": summary, "zeros": zeros},
         }
 

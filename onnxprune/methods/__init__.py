@@ -6,11 +6,12 @@ from importlib.metadata import entry_points
 
 from onnxprune.contract import METHODS, Method
 from onnxprune.errors import UnknownNameError, UsageError
-from onnxprune.methods import batch_norm_scale, coreset, norms, pfp, sensitivity, sipp, sipp_bounds, thresholds, wanda
+from onnxprune.methods import batch_norm_scale, baykal, coreset, norms, pfp, sensitivity, sipp, sipp_bounds, thresholds, wanda
 
 __all__ = [
     "METHODS",
     "batch_norm_scale",
+    "baykal",
     "coreset",
     "create",
     "known",

@@ -175,7 +175,9 @@ def pinned_reasons(pins: Iterable[Figures]) -> list[PinnedReason]:
 
 def notes(report: Figures) -> list[tuple[str, str]]:
     """(label, sentence) for alignment, repair, proof and data, where the report tells of them."""
-    labels = {"sparsity": "zeros", "alignment": "aligned", "repair": "repaired", "proof": "proven", "data": "inputs"}
+    labels = {
+        "sparsity": "zeros", "bounds": "bound", "alignment": "aligned", "repair": "repaired", "proof": "proven", "data": "inputs"
+    }  # fmt: skip
     told = [(label, units.sentence(report.get(key) or {})) for key, label in labels.items()]
     return [(label, text) for label, text in told if text]
 

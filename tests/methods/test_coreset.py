@@ -13,7 +13,7 @@ from scipy.stats import chi2_contingency
 from onnxprune.contract import Activation, ChannelView, Maker, MaxNorm, Reader
 from onnxprune.errors import UsageError
 from onnxprune.methods import create
-from onnxprune.methods.coreset import clocks, reweigh
+from onnxprune.methods.coreset import clocks, coreset, draws_needed, epsilon_of, importances, reweigh
 
 GRID = np.linspace(-1, 1, 20001)
 
@@ -42,6 +42,10 @@ PHI = {
     Activation("HardSwish"): lambda z: z * np.clip(z + 3, 0, 6) / 6,
     Activation("Gelu"): lambda z: z * 0.5 * (1 + np.vectorize(math.erf)(z / math.sqrt(2))),
     Activation("Silu"): lambda z: z * sigmoid(z),
+    Activation("Binary"): lambda z: (z >= 0).astype(float),
+    Activation("Gaussian"): lambda z: np.exp(-(z**2)),
+    Activation("SoftClip", (0.5,)): lambda z: np.log((1 + np.exp(0.5 * z)) / (1 + np.exp(0.5 * (z - 1)))) / 0.5,
+    Activation("SoftClip", (4.0,)): lambda z: np.log((1 + np.exp(4 * z)) / (1 + np.exp(4 * (z - 1)))) / 4,
 }
 
 
@@ -59,7 +63,13 @@ def test_suprema_by_grid_search(activation):
 def test_every_activation_that_the_graph_half_names_is_among_them():
     from onnxprune.graph.surroundings import ACTIVATIONS
 
-    assert {*ACTIVATIONS, "Silu", "identity"} == {a.name for a in PHI}
+    # The last three are of the paper's Table I, and no operators.
+    assert {*ACTIVATIONS, "Silu", "identity", "Binary", "Gaussian", "SoftClip"} == {a.name for a in PHI}
+
+
+def test_what_is_never_negative():
+    for activation, phi in PHI.items():
+        assert activation.never_negative == bool((phi(np.linspace(-9, 9, 1801)) >= 0).all()), activation
 
 
 def test_homogeneous_means_that_a_factor_comes_out():
@@ -68,8 +78,8 @@ def test_homogeneous_means_that_a_factor_comes_out():
         assert activation.homogeneous == np.allclose(phi(3 * z), 3 * phi(z)), activation
 
 
-def view(activation, makers=1, readers=1, spread=1, channels=5, statistics=None):
-    rng = torch.Generator().manual_seed(makers + 10 * readers + 100 * spread)
+def view(activation, makers=1, readers=1, spread=1, channels=5, statistics=None, seed=0):
+    rng = torch.Generator().manual_seed(makers + 10 * readers + 100 * spread + 1000 * seed)
 
     def draw(*shape):
         return torch.randn(shape, generator=rng)
@@ -253,3 +263,83 @@ def test_uniform_draws_every_channel_alike():
         counts[method.decide(v, scores, order, 3, torch.Generator().manual_seed(seed)).keep] += 1
     expected = 2000 * 3 / 8
     assert float(((counts - expected) ** 2 / expected).sum()) < 24.3  # chi-square with 7 degrees of freedom, 99.9 %
+
+
+def test_algorithm_2_is_m_literal_draws_and_algorithm_1_is_its_case_of_one_neuron():
+    norms, weights = torch.tensor([1.0, 2.0, 0.5, 3.0]), torch.tensor([[1.0, -2.0, 0.1, 0.0], [0.5, 1.0, -4.0, 0.0]])
+    shared = importances(norms, weights, Activation("Relu"), 2.0)
+    assert shared.tolist() == [max(abs(float(w)) for w in weights[:, p]) * 2 * float(norms[p]) for p in range(4)]
+    assert importances(norms, weights[:1], Activation("Relu"), 2.0).tolist() == pytest.approx([2.0, 8.0, 0.1, 0.0])
+    total = torch.zeros(4, dtype=torch.float64)
+    for seed in range(TRIALS):
+        keep, factors = coreset(shared, 5, torch.Generator().manual_seed(seed))
+        hits = factors * 5 * shared[keep].double() / shared.double().sum()
+        assert float(hits.sum()) == pytest.approx(5)
+        assert bool((hits.round() - hits).abs().max() < 1e-9)
+        total[keep] += factors
+    np.testing.assert_allclose((total / TRIALS)[:3].numpy(), 1, atol=0.12)  # unbiased: E[u] = w
+    assert float(total[3]) == 0.0
+
+
+def test_the_sample_complexity_is_the_papers_and_its_inverse_agrees():
+    t, d, eps, delta = 50.0, 7, 0.3, 0.1
+    m = draws_needed(t, d, eps, delta, c=2.0)
+    assert m == math.ceil(2 * t / eps**2 * (d * math.log(t) + math.log(1 / delta)))
+    assert epsilon_of(t, d, m, delta, c=2.0) == pytest.approx(eps, rel=1e-4)
+    assert draws_needed(0.0, d, eps, delta) == 1
+    assert draws_needed(1e30, d, 1e-9, delta) == 1 << 62
+
+
+@pytest.mark.parametrize(
+    "activation", [Activation("Relu"), Activation("Tanh"), Activation("Silu"), Activation("Clip", (-8.0, 2.0))]
+)
+@pytest.mark.parametrize("spread", [1, 2])
+def test_the_bound_of_what_was_drawn_is_never_violated(activation, spread):
+    """Hundreds of draws; queries at random in the ball and along every neuron's own direction, where it is largest."""
+    method = create("coreset-channel", beta=1.5)
+    phi, tightest = PHI[activation], 0.0
+    for seed in range(60):
+        v = view(activation, spread=spread, channels=7, seed=seed)
+        scores = method.score(v)
+        order = method.rank(v, scores, torch.Generator().manual_seed(seed))
+        plans = [method.decide(v, scores, order, keep, torch.Generator().manual_seed(seed)) for keep in (2, 4, 6)]
+        plans += [method.within(v, scores, epsilon, torch.Generator().manual_seed(seed)) for epsilon in (5.0, 30.0)]
+        maker, reader = v.makers[0], v.readers[0]
+        points = torch.cat([maker.weight, maker.bias[:, None]], 1).double()
+        queries = torch.randn(200, points.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        queries = torch.cat([queries, points, -points])
+        queries = 1.5 * queries / torch.linalg.vector_norm(queries, dim=1, keepdim=True)
+        values = torch.from_numpy(phi((queries @ points.T).numpy()))
+        weights = reader.columns[reader.positions].double().sum(1)
+        for plan in plans:
+            kept = torch.zeros(7, dtype=torch.float64)
+            kept[plan.keep] = 1.0 if plan.scale is None else plan.scale.double()
+            moved = (values @ (weights * (1 - kept)[:, None])).abs().amax(0)
+            bound = method.errors(v, plan)["r0"]
+            assert bool((moved <= bound + 1e-9).all())
+            tightest = max(tightest, float((moved / bound.clamp(min=1e-12)).max()))
+    assert tightest > 0.3
+
+
+def test_error_first_takes_as_many_draws_as_it_must_and_keeps_what_they_hit():
+    method = create("coreset-channel", beta=2.0, delta=0.1, c=3.0)
+    v = view(Activation("Relu"), channels=40)
+    scores = method.score(v)
+    for epsilon in (20.0, 60.0, 200.0):
+        plan = method.within(v, scores, epsilon, torch.Generator().manual_seed(1))
+        t = float(scores.double().sum())
+        assert plan.draws == math.ceil(3 * t / epsilon**2 * (5 * math.log(t) + math.log(10)))
+        assert plan.error == epsilon
+        if plan.scale is None:
+            assert len(plan.keep) == 40
+            continue
+        hits = plan.scale * plan.draws * scores[plan.keep].double() / t
+        assert float(hits.sum()) == pytest.approx(plan.draws)
+        assert bool((hits > 0.99).all())
+    assert len(plan.keep) < 40
+
+
+@pytest.mark.parametrize(("option", "value"), [("c", 0), ("delta", 0), ("delta", 1.0)])
+def test_constants_out_of_range_are_refused(option, value):
+    with pytest.raises(UsageError, match="give a number"):
+        create("coreset-neuron", **{option: value})

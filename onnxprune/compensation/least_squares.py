@@ -15,17 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from onnxprune.quadratic import add_square
 
 # Shares of the mean input variance that are tried as ridge, weakest first.
 RIDGES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)
 # With this many rows per input the weakest ridge is as good as any, and the search is left out.
 PLENTY = 30
-# x x^T is symmetric: from this width on it is computed in strips up to the diagonal, five eighths of the multiplications.
-WIDE, BLOCKS = 512, 4
 
 
 class Regression:
@@ -60,7 +59,7 @@ class Regression:
         means = x.sum(2, dtype=torch.float64)
         self.count += n
         self.xx[:, -1, -1] += n
-        _add_square(self.xx[:, :-1, :-1], x)
+        add_square(self.xx[:, :-1, :-1], x)
         self.xx[:, -1, :-1] += means
         self.xx[:, :-1, -1] += means
         self.xt[:, :-1] += x @ t
@@ -93,16 +92,6 @@ class Regression:
         squared = torch.einsum("goi,gij,goj->", a, xx, a) - 2 * torch.einsum("goi,gio->", a, xt) + tt.sum()
         spread = (tt - xt[:, -1] ** 2).sum()
         return float(squared.clamp(min=0) / spread.clamp(min=1e-30))
-
-
-def _add_square(total: Tensor, x: Tensor) -> None:
-    """Add x x^T to `total` (groups, in, in), for x (groups, in, n); of a wide layer only the blocks on one side are computed."""
-    size = x.shape[1]
-    edges = [size * i // BLOCKS for i in range(BLOCKS + 1)] if size >= WIDE else [0, size]
-    for low, high in pairwise(edges):
-        strip = x[:, low:high] @ x[:, :high].transpose(1, 2)
-        total[:, low:high, :high] += strip
-        total[:, :low, low:high] += strip[:, :, :low].transpose(1, 2)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The squared error of a layer as a function of its weights, H = mean x x^T, held as a matrix or as the samples that stand for it.
+"""The squared error of a layer as a function of its weights, H = mean x x^T, held as a matrix or as samples that stand for it.
 
     error of V instead of W:   mean ||(V - W) x||^2 = tr((V - W) H (V - W)^T)
 
@@ -55,6 +55,10 @@ class Quadratic(ABC):
         """diag(factors) H diag(factors)."""
 
     @abstractmethod
+    def ordered(self, order: Tensor) -> Quadratic:
+        """H with its inputs in another order (in,)."""
+
+    @abstractmethod
     def inverse_diagonal(self) -> Tensor:
         """(groups, in) float64: the diagonal of H^-1, of the pseudo-inverse where H is singular."""
 
@@ -108,6 +112,9 @@ class Dense(Quadratic):
     def scaled(self, factors: Tensor) -> Dense:
         return Dense(self.matrix * factors[:, :, None] * factors[:, None, :])
 
+    def ordered(self, order: Tensor) -> Dense:
+        return Dense(self.matrix[:, order[:, None], order])
+
     def inverse(self) -> Tensor:
         """(groups, in, in) float64: H^-1, the pseudo-inverse where there is none."""
         factor, info = torch.linalg.cholesky_ex(self.matrix.double())
@@ -116,7 +123,7 @@ class Dense(Quadratic):
         return torch.linalg.pinv(self.matrix.double(), rtol=1e-10, hermitian=True)
 
     def inverse_diagonal(self) -> Tensor:
-        return self.inverse().diagonal(dim1=1, dim2=2)
+        return torch.diagonal(self.inverse(), dim1=1, dim2=2)
 
     def block(self, group: int, where: Tensor) -> Tensor:
         return self.matrix[group][where[:, None], where].double()
@@ -176,15 +183,18 @@ class Thin(Quadratic):
     def scaled(self, factors: Tensor) -> Thin:
         return Thin(self.samples * factors[:, None], self.ridge * factors**2)
 
+    def ordered(self, order: Tensor) -> Thin:
+        return Thin(self.samples[:, :, order], self.ridge[:, order])
+
     def inverse_diagonal(self) -> Tensor:
         x = self.samples.double()
         if bool((self.ridge <= 0).any()):
             values, vectors = torch.linalg.eigh(x @ x.transpose(1, 2))
             weighed = torch.where(values > 1e-10 * values.amax(1, keepdim=True), 1 / values.clamp(min=1e-300), 0.0)
-            return (((vectors * weighed[:, None]).transpose(1, 2) @ x) ** 2).sum(1)
+            return torch.sum(((vectors * weighed[:, None]).transpose(1, 2) @ x) ** 2, 1)
         whitening = 1 / self.ridge.double()
         half = torch.linalg.solve_triangular(cholesky(self._kernel(1 / self.ridge)), x, upper=False)
-        return whitening - whitening**2 * (half**2).sum(1)
+        return torch.sub(whitening, whitening**2 * (half**2).sum(1))
 
     def block(self, group: int, where: Tensor) -> Tensor:
         x = self.samples[group][:, where].double()

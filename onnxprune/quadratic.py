@@ -20,6 +20,8 @@ from torch import Tensor
 PRECISE = 1024
 # Multiplications up to which rows are solved exactly, one factorisation for each different support.
 EXACT = 2 * 10**10
+# Smallest to largest pivot of a Cholesky factor below which a matrix counts as singular.
+SINGULAR = 1e-5
 # Steps of conjugate gradients, and the share of the whole gain so far below which a step is the last.
 STEPS, LITTLE = 60, 1e-4
 # x x^T is symmetric: from this width on it is computed in strips up to the diagonal, five eighths of the multiplications.
@@ -118,9 +120,12 @@ class Dense(Quadratic):
     def inverse(self) -> Tensor:
         """(groups, in, in) float64: H^-1, the pseudo-inverse where there is none."""
         factor, info = torch.linalg.cholesky_ex(self.matrix.double())
-        if not bool(info.any()):
+        # Rounding may let a singular matrix pass: then its last pivots are rounding errors.
+        pivots = factor.diagonal(dim1=1, dim2=2)
+        if not bool(info.any()) and bool((pivots.amin(1) > SINGULAR * pivots.amax(1)).all()):
             return torch.cholesky_inverse(factor)
-        return torch.linalg.pinv(self.matrix.double(), rtol=1e-10, hermitian=True)
+        found: Tensor = torch.linalg.pinv(self.matrix.double(), rtol=SINGULAR**2, hermitian=True)
+        return found
 
     def inverse_diagonal(self) -> Tensor:
         return torch.diagonal(self.inverse(), dim1=1, dim2=2)
@@ -230,6 +235,7 @@ class _ThinSweep(Sweep):
 
 def cholesky(matrix: Tensor) -> Tensor:
     """The lower factor; where rounding took definiteness away, that of the matrix with a ridge just large enough."""
+    factor: Tensor
     factor, info = torch.linalg.cholesky_ex(matrix)
     ridge = 1e-7 * matrix.diagonal(dim1=1, dim2=2).mean().clamp(min=1e-30)
     while bool(info.any()) and bool(torch.isfinite(ridge)):

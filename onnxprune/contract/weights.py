@@ -23,7 +23,7 @@ from onnxprune.contract.statistics import S, Statistic
 from onnxprune.errors import OnnxpruneError, UsageError
 
 IDENTITY = Activation()
-Scope = Literal["layer", "row", "network", "bound"]
+Scope = Literal["layer", "row", "network", "gain", "bound"]
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ class SecondOrder(WeightMethod):
 
     target = "weight"
     needs = (Gram,)
+    scope = "gain"
     least_damping: ClassVar[float] = 1e-6
 
     def __init__(self, **values: Any) -> None:

@@ -52,7 +52,7 @@ def test_the_joint_choice_is_near_the_best_there_is(keep):
         found = loss(view, decided(Obs(), view, quota).weights(view))
         optimum = best_of_all(h, view.matrix[0], keep)
         assert found >= optimum * (1 - 1e-5)
-        order, losses, exact = exact_surgery(h, view.matrix[0], keep)
+        _, losses, exact = exact_surgery(h, view.matrix[0], keep)
         assert sum(losses) == pytest.approx(loss(view, exact[None]), rel=1e-6)
         ours, best, surgery = ours + found, best + optimum, surgery + sum(losses)
         plain += magnitude_refitted(view, quota)
@@ -134,5 +134,5 @@ def test_saliencies_of_the_pseudo_inverse_leave_dead_inputs_to_go_first():
 
 @pytest.mark.parametrize("make", [lambda: Obs(damping=0), lambda: SparseGpt(block=0), lambda: Obs(damping=float("nan"))])
 def test_options_that_make_no_sense_are_refused(make):
-    with pytest.raises(UsageError, match="damping|block"):
+    with pytest.raises(UsageError, match=r"damping|block"):
         make()

@@ -126,7 +126,7 @@ def by_scope(scope: Scope, shares: Mapping[str, Share], ratio: float) -> dict[st
             return keep_layers(shapes, units, ratio)
         case "row":
             return keep_rows(shapes, units, ratio)
-        case "network":
+        case "network" | "gain":
             return keep_network(shares, ratio)
         case "bound":
             return keep_bound(shares, ratio)

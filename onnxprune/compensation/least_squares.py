@@ -15,18 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from onnxprune.quadratic import strips
+
 # Shares of the mean input variance that are tried as ridge, weakest first.
 RIDGES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)
 # With this many rows per input the weakest ridge is as good as any, and the search is left out.
 PLENTY = 30
-# x x^T is symmetric: from this width on it is computed in strips up to the diagonal, five eighths of the multiplications.
-WIDE, BLOCKS = 128, 4
 
 
 class Regression:
@@ -58,7 +57,7 @@ class Regression:
             self.x = x.new_zeros((groups, inputs), dtype=torch.float64)
             self.t, self.tt = (x.new_zeros((groups, t.shape[2]), dtype=torch.float64) for _ in range(2))
         self.count += n
-        for low, high in _strips(inputs):
+        for low, high in strips(inputs):
             self.xx[:, low:high, :high].baddbmm_(x[:, low:high], x[:, :high].transpose(1, 2))
         self.xt.baddbmm_(x, t)
         self.x += x.sum(2, dtype=torch.float64)
@@ -84,7 +83,7 @@ class Regression:
         assert self.xx is not None, "no rows were added"
         assert self.xt is not None
         xx = self.xx.double()
-        for low, high in _strips(xx.shape[1]):
+        for low, high in strips(xx.shape[1]):
             xx[:, :low, low:high] = xx[:, low:high, :low].transpose(1, 2)
         n = self.count
         return Means(xx.div_(n), self.x / n, self.xt.double().div_(n), self.t / n, self.tt / n)
@@ -106,12 +105,6 @@ class Means(NamedTuple):
     xt: Tensor
     t: Tensor
     tt: Tensor
-
-
-def _strips(size: int) -> list[tuple[int, int]]:
-    """Rows of x x^T that are computed together, each up to its diagonal block."""
-    edges = [size * i // BLOCKS for i in range(BLOCKS + 1)] if size >= WIDE else [0, size]
-    return list(pairwise(edges))
 
 
 @dataclass(frozen=True)

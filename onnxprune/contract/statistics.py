@@ -112,6 +112,32 @@ class Moments(Statistic):
         return (1 - share) * plain + share * torch.diag(plain.diagonal())
 
 
+class Zeros(Statistic):
+    """The share of exact zeros of each channel that a layer reads, (d) in float64: APoZ, the average percentage of zeros."""
+
+    rows = "channels"
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._zeros: Tensor | None = None
+
+    def add(self, rows: Tensor) -> None:
+        found = (rows == 0).sum(0).double()
+        self.count += len(rows)
+        self._zeros = found if self._zeros is None else self._zeros + found
+
+    def merge(self, other: Self) -> None:
+        if other._zeros is None:
+            return
+        self.count += other.count
+        self._zeros = other._zeros if self._zeros is None else self._zeros + other._zeros
+
+    @property
+    def share(self) -> Tensor:
+        assert self._zeros is not None, "no rows were added"
+        return self._zeros / self.count
+
+
 class InputMoments(Statistic):
     """What each input of a layer is by itself: mean, mean square and share of exact zeros, each (groups, in), in float64."""
 

@@ -155,7 +155,8 @@ def figures(rows: Sequence[Figures], *, additive: bool, epsilon: float | None, a
     parts += [] if largest is None else [f"at most {largest:.3g} was seen on held-out inputs"]
     if asked is not None:
         share, count = guaranteed_share(asked.margins, asked.epsilon), len(asked.margins)
-        parts.append(f"and while the bound holds {100 * share:.1f} % of the labels of {count:,} calibration samples cannot change")
+        labels = f"{100 * share:.1f} % of the labels of {count:,} calibration samples"
+        parts.append(f"and while the bound holds {labels} cannot change")
     return {
         "summary": ", ".join(parts), "kind": kind, "about": ADDITIVE if additive else RELATIVE, "epsilon": epsilon,
         "required": None if asked is None else asked.figures(), "layers": list(rows),

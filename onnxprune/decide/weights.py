@@ -8,11 +8,13 @@ from fnmatch import fnmatchcase
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from onnxprune.budget.weights import Share, by_scope, keep_layers, keep_pattern, keep_rows
 from onnxprune.calibration.fitting import fixed_batch
+from onnxprune.calibration.gains import measure_gains
 from onnxprune.calibration.observe import Progress, observe
 from onnxprune.calibration.sources import Source
 from onnxprune.calibration.views import tensor
@@ -162,6 +164,12 @@ class Views:
                 self._kept = views
             yield from views
 
+    def gains(self, found: Sequence[Site]) -> dict[str, float]:
+        """Matrix -> what a squared error in the outputs of the layers that read it does to the model's; layers alone have any."""
+        layers = [layer for site in found for layer in site.layers if layer.op not in RECURRENT]
+        measured = measure_gains(self.graph, layers, self.source, device=self.device, seed=self.seed, progress=self.progress)
+        return {site.name: sum(measured[layer.name] for layer in site.layers) for site in found if site.layer.op not in RECURRENT}
+
     def _portions(self) -> list[list[Site]]:
         portions: list[list[Site]] = [[]]
         used = 0
@@ -221,6 +229,12 @@ def share_of(method: WeightMethod, view: LayerView, *, bounds: bool) -> Share:
     return Share(scores, view.kernel if kernel else 1, zero, errors)
 
 
+def _weighed(shares: Mapping[str, Share], gains: Mapping[str, float]) -> dict[str, Share]:
+    """Scores that are squared errors of a layer's outputs become those of the model's."""
+    typical = float(np.median(list(gains.values()))) if gains else 1.0
+    return {name: replace(share, scores=share.scores * gains.get(name, typical)) for name, share in shares.items()}
+
+
 @dataclass(frozen=True)
 class Decided:
     """Plans and quotas by parameter, and what the method tells of its bounds."""
@@ -250,6 +264,8 @@ def decide(
         quotas = keep_pattern(shapes, units, pattern) if pattern is not None else spread(shapes, units, ratio)
     else:
         shares = {view.name: share_of(method, view, bounds=scope == "bound") for view in views}
+        if scope == "gain":
+            shares = _weighed(shares, views.gains(found))
         quotas = by_scope("bound" if scope == "bound" else "network", shares, ratio)
     plans = {}
     facts = {}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from onnxprune.experiments import bounds, coreset, sipp
+from onnxprune.experiments import bounds, coreset, l_obs, sipp
 from onnxprune.experiments.case import no_case, open_case
 from onnxprune.experiments.experiment import EXPERIMENTS, Case, Experiment, Figure, Line, Result, experiment
 
 __all__ = [
-    "Case", "EXPERIMENTS", "Experiment", "Figure", "Line", "Result", "bounds", "coreset", "experiment", "no_case", "open_case", "sipp",
+    "Case", "EXPERIMENTS", "Experiment", "Figure", "Line", "Result", "bounds", "coreset", "experiment", "l_obs", "no_case", "open_case", "sipp",
 ]  # fmt: skip

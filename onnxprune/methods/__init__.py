@@ -6,7 +6,21 @@ from importlib.metadata import entry_points
 
 from onnxprune.contract import METHODS, Method
 from onnxprune.errors import UnknownNameError, UsageError
-from onnxprune.methods import batch_norm_scale, baykal, coreset, norms, pfp, sensitivity, sipp, sipp_bounds, thresholds, wanda
+from onnxprune.methods import (
+    batch_norm_scale,
+    baykal,
+    coreset,
+    l_obs,
+    norms,
+    obs,
+    pfp,
+    sensitivity,
+    sipp,
+    sipp_bounds,
+    sparsegpt,
+    thresholds,
+    wanda,
+)
 
 __all__ = [
     "METHODS",
@@ -15,11 +29,14 @@ __all__ = [
     "coreset",
     "create",
     "known",
+    "l_obs",
     "norms",
+    "obs",
     "pfp",
     "sensitivity",
     "sipp",
     "sipp_bounds",
+    "sparsegpt",
     "thresholds",
     "wanda",
 ]

@@ -35,12 +35,12 @@ SIZES = {"ConstantOfShape": (0,), "Expand": (1,), "Reshape": (1,), "Resize": (3,
 
 def is_sorted(graph: onnx.GraphProto) -> bool:
     """Whether every node comes after those that produce what it reads."""
-    read: set[str] = set()
+    made, awaited = {""}, set[str]()
     for node in graph.node:
-        read.update(reads(node))
-        read.discard("")
-        if not read.isdisjoint(node.output):
+        awaited.update(name for name in reads(node) if name not in made)
+        if not awaited.isdisjoint(node.output):
             return False
+        made.update(node.output)
     return True
 
 

@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import helper
 
+import tests.graph.cases_fused  # noqa: F401  (registers its cases)
 from onnxprune.graph.find import find
 from onnxprune.graph.load import load
 from onnxprune.graph.prepare import prepare

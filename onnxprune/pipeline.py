@@ -20,11 +20,12 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune.calibration.samples import open_samples
-from onnxprune.contract import ChannelMethod, Method, WeightMethod
+from onnxprune.contract import ChannelMethod, Method, RankMethod, WeightMethod
 from onnxprune.devices import choose_device
 from onnxprune.graph import find, load
 from onnxprune.jobs.channels import ChannelJob
 from onnxprune.jobs.job import Clock, Job, Progress, PruneResult
+from onnxprune.jobs.ranks import RankJob
 from onnxprune.jobs.weights import WeightJob
 from onnxprune.methods import create
 from onnxprune.request import Request, as_kinds, as_pattern, prefers_width
@@ -33,7 +34,7 @@ from onnxprune.validation.gates import check_measured, check_outputs, evaluate, 
 
 __all__ = ["JOBS", "PruneResult", "prune"]
 
-JOBS: dict[type[Method], type[Job]] = {ChannelMethod: ChannelJob, WeightMethod: WeightJob}
+JOBS: dict[type[Method], type[Job]] = {ChannelMethod: ChannelJob, WeightMethod: WeightJob, RankMethod: RankJob}
 
 
 def _silent(stage: str, share: float) -> None:

@@ -176,6 +176,7 @@ class Job(ABC):
             pruned=figures,
             groups=[],
             weights=[],
+            ranks=[],
             removed={},
             removed_by_block={},
             reordered={},

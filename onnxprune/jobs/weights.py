@@ -105,7 +105,7 @@ class WeightJob(Job):
             layer = known.get(index)
             if layer is None:
                 left |= {self.graph.label(index): f"{node.op_type} is not refitted"} if stored & pruned else {}
-            elif why := _not_refitted(layer):
+            elif why := not_refitted(layer):
                 left[layer.name] = why
             else:
                 found.append(layer)
@@ -125,7 +125,8 @@ class WeightJob(Job):
         }
 
 
-def _not_refitted(layer: Layer) -> str:
+def not_refitted(layer: Layer) -> str:
+    """Why a layer cannot be refitted; empty where it can."""
     if layer.shared:
         return "its weights are shared with another layer"
     if layer.quantised:

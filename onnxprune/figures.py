@@ -122,7 +122,9 @@ class Report(TypedDict):
     `removed_by_block`: the same for axes along which the groups of a convolution lost different positions: one list per group.
     `reordered`: of axes whose channels changed places, which positions of the original stand there now, in this order (of an axis
     that the groups of a convolution share: one list per group). All other axes keep their order.
-    `weights` and `sparsity`: of methods that set weights to zero. `ranks`: of those that make layers into two thin ones. `bounds`: what the method's paper guarantees, where it does.
+    `weights` and `sparsity`: of methods that set weights to zero. `ranks`: of those that make layers into two thin ones.
+    `bounds`: what the method's paper guarantees, where it does.
+    `storage`: which weights were written as sparse initializers, where that was asked for.
     """
 
     schema: int
@@ -144,6 +146,7 @@ class Report(TypedDict):
     repair: dict[str, Any]
     alignment: dict[str, Any]
     sparsity: Sparsity | None
+    storage: dict[str, Any]
     bounds: dict[str, Any]
     latency: LatencyFigures | None
     deviation: dict[str, Deviation]

@@ -63,6 +63,7 @@ def prune(
     through_norms: bool = False,
     keep_ends: bool = False,
     pattern: str | None = None,
+    sparse_storage: bool = False,
     device: str = "auto",
     threads: int = 1,
     seed: int = 0,
@@ -95,6 +96,7 @@ def prune(
     kinds         only such channels go, see network.KINDS: 'head,neuron'; none: all but 'embedding', which has to be asked for
     keep_ends     of weight methods: the first and the last layer keep theirs
     pattern       of weight methods, instead of ratio: 'N:M', of every M neighbouring inputs of a row N stay
+    sparse_storage  of weight methods: weights are written as sparse initializers where that makes the file smaller
     through_norms channels under the statistics of LayerNorm, RMSNorm and GroupNorm may go too (see graph.norms)
     gates         expressions that make the result fail, such as 'top1_agreement<0.95'
     output        save there as well
@@ -106,6 +108,7 @@ def prune(
         sequential=sequential, only=tuple(only), skip=tuple(skip), threads=threads, batch=batch,
         options=dict(options or {}) | ({} if beta is None else {"beta": beta}), gates=tuple(parse(g) for g in gates),
         kinds=as_kinds(kinds), through_norms=through_norms, keep_ends=keep_ends, pattern=as_pattern(pattern),
+        sparse_storage=sparse_storage,
     )  # fmt: skip
     chosen = create(method, **request.options)
     kind = next(job for target, job in JOBS.items() if isinstance(chosen, target))

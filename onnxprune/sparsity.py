@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,6 +19,7 @@ from onnxprune.rewrite.sparsify import stored_arrays
 
 # Fast and still near the best: zeros are what deflate finds easiest, other weights hardly shrink at any level.
 LEVEL = 1
+DENSE_AGAIN = "ONNX Runtime makes them dense on loading: no memory and no time is saved"
 
 
 def weight_figures(
@@ -60,6 +63,21 @@ def sparsity_figures(
         summary=summary, weights=weights, share_asked=asked, share_before=share_before, share=share,
         compressed_bytes_before=sizes[0], compressed_bytes=sizes[1],
     )  # fmt: skip
+
+
+def storage_figures(sizes: Mapping[str, tuple[int, int]], left: Mapping[str, str]) -> dict[str, Any]:
+    """Bytes of each weight that was written sparse, before and after, and why the others stay dense."""
+    before, after = (sum(size[i] for size in sizes.values()) for i in (0, 1))
+    reasons = "; ".join(f"{many} dense: {why}" for why, many in Counter(left.values()).most_common(3))
+    if sizes:
+        count = "1 matrix" if len(sizes) == 1 else f"{len(sizes)} matrices"
+        told = f"{count} as sparse tensors, {before:,} bytes as {after:,}"
+        summary = f"{told}{f' ({reasons})' if left else ''}; {DENSE_AGAIN}"
+    else:
+        summary = f"no matrix as a sparse tensor ({reasons})"
+    return {
+        "summary": summary, "sparse": {n: {"bytes_dense": a, "bytes": b} for n, (a, b) in sizes.items()}, "dense": dict(left),
+    }  # fmt: skip
 
 
 def compressed_bytes(model: onnx.ModelProto) -> int:

@@ -49,6 +49,7 @@ from onnxprune_cli.progress import progress_bar
     help="How the ratio is spread over the groups of channels, or over layers (row, bound: of weights alone).",
 )
 @click.option("--pattern", metavar="N:M", help="Instead of --ratio, of weights: N of every M neighbours stay, e.g. 2:4.")
+@click.option("--sparse-storage", is_flag=True, help="Of weights: write them as sparse tensors where the file gets smaller.")
 @click.option("--keep-ends", is_flag=True, help="Of weights: the first and the last layer keep all of theirs.")
 @click.option(
     "--align",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from onnxprune.errors import UsageError
 
@@ -59,7 +60,7 @@ class Spectrum:
             while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-1], point):
                 hull.pop()
             hull.append(point)
-        return [(_slope(a, b), b[0] - a[0], b[2]) for a, b in zip(hull, hull[1:], strict=False)]
+        return [(_slope(a, b), b[0] - a[0], b[2]) for a, b in pairwise(hull)]
 
 
 def _slope(a: tuple[int, float, int | None], b: tuple[int, float, int | None]) -> float:
@@ -74,7 +75,7 @@ def uniform(spectra: Sequence[Spectrum], ratio: float) -> Ranks:
 
 
 def by_spectrum(spectra: Sequence[Spectrum], ratio: float) -> Ranks:
-    """All layers together lose this share of their parameters, where the lost share of a layer's energy is least per parameter."""
+    """All layers together lose this share of their parameters: where the share of a layer's energy lost by that is least."""
     if not ratio:
         return uniform(spectra, 0)
     ranks: Ranks = {s.name: 1 if s.highest else None for s in spectra}

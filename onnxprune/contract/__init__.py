@@ -9,6 +9,6 @@ from onnxprune.contract.weights import LayerPlan, LayerView, Quota, Scope, Weigh
 
 __all__ = [
     "METHODS", "Activation", "ChannelMethod", "ChannelPlan", "ChannelView", "Factors", "InputMoments", "LayerPlan", "LayerView",
-    "Maker", "MaxNorm", "Method", "Moments", "Option", "Quota", "RankMethod", "RankView", "Reader", "Scope", "Statistic", "Target",
-    "WeightMethod", "check_energies", "check_scores", "check_weight_scores", "method",
+    "Maker", "MaxNorm", "Method", "Moments", "Option", "Quota", "RankMethod", "RankView", "Reader", "Scope", "Statistic",
+    "Target", "WeightMethod", "check_energies", "check_scores", "check_weight_scores", "method",
 ]  # fmt: skip

@@ -53,7 +53,9 @@ class Factors:
         _, out, inputs = view.matrix.shape
         if self.first.shape != (rank, inputs) or self.second.shape != (out, rank):
             got = f"{tuple(self.first.shape)} and {tuple(self.second.shape)}"
-            raise OnnxpruneError(f"factors of {view.name!r} are {got} where ({rank}, {inputs}) and ({out}, {rank}) were asked for")
+            raise OnnxpruneError(
+                f"factors of {view.name!r} are {got} where ({rank}, {inputs}) and ({out}, {rank}) were asked for"
+            )
         parts = [self.first, self.second] + ([] if self.shift is None else [self.shift])
         if not all(bool(torch.isfinite(part).all()) for part in parts):
             raise OnnxpruneError(f"factors of {view.name!r} are not finite")
@@ -78,7 +80,9 @@ class RankMethod(Method):
 def check_energies(method: RankMethod, view: RankView, energies: Tensor) -> Tensor:
     """The energies, or an error there and then."""
     if not bool(torch.isfinite(energies).all()):
-        raise UsageError(f"{method.name} gives non-finite energies for {view.name!r}", "its weights or inputs hold NaN or infinity")
+        raise UsageError(
+            f"{method.name} gives non-finite energies for {view.name!r}", "its weights or inputs hold NaN or infinity"
+        )
     if energies.shape != (view.full,) or bool((energies < 0).any()) or bool((energies.diff() > 0).any()):
         raise OnnxpruneError(f"{method.name} gave energies for {view.name!r} that rise, are negative, or are not {view.full}")
     return energies

@@ -131,7 +131,11 @@ class Job(ABC):
         report = self._report(made, [*warnings, *made.warnings])
         with self.clock.stage("validate"):
             self._validate(made.model, report, labels, latency)
-        return PruneResult(made.model, report, self.file.external)
+        return PruneResult(self.store(made.model, report), report, self.file.external)
+
+    def store(self, model: onnx.ModelProto, report: Report) -> onnx.ModelProto:
+        """The form in which the model is handed out; what changes by that is written into the report."""
+        return model
 
     def batch(self) -> int:
         """As many samples at a time as was asked for, fewer where their activations are large: beyond that only memory grows."""
@@ -184,6 +188,7 @@ class Job(ABC):
             repair=account.repair_figures(request.repair_kind, mode, made.done, made.left, self.samples.calibration.count),
             alignment={},
             sparsity=None,
+            storage={},
             bounds={},
             latency=None,
             deviation={},

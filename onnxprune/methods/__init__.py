@@ -8,7 +8,18 @@ from onnxprune.contract import METHODS, Method
 from onnxprune.errors import UnknownNameError, UsageError
 from onnxprune.methods import batch_norm_scale, coreset, low_rank, norms, sparsification, thresholds, wanda
 
-__all__ = ["METHODS", "batch_norm_scale", "coreset", "create", "known", "low_rank", "norms", "sparsification", "thresholds", "wanda"]
+__all__ = [
+    "METHODS",
+    "batch_norm_scale",
+    "coreset",
+    "create",
+    "known",
+    "low_rank",
+    "norms",
+    "sparsification",
+    "thresholds",
+    "wanda",
+]
 
 ENTRY_POINTS = "onnxprune.methods"
 

@@ -11,8 +11,8 @@ Denton, Zaremba, Bruna, LeCun, Fergus: "Exploiting Linear Structure Within Convo
 U_r U_r^T W is the best rank r in mean ||(W - W') x||^2, and no C^(-1/2) is needed: it is the best for W C^(1/2) as well, from the
 left. Where the layer has a bias this takes up the mean of what is lost, so that C is centred; else second moments stand for C.
 
-Departures: C + 0.01 mean(diag C) I is used, so that inputs which no sample showed count a little (algorithms.md 1.8). Convolutions
-are taken as matrices of (out, in * kernel positions): r filters of the old size, then one of size 1.
+Departures: C + 0.01 mean(diag C) I is used, so that inputs which no sample showed count a little (algorithms.md 1.8).
+Convolutions are taken as matrices of (out, in * kernel positions): r filters of the old size, then one of size 1.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Svd(RankMethod):
     def __init__(self, **values: Any) -> None:
         super().__init__(**values)
         if not self.values["data"]:
-            self.needs = ()  # type: ignore[misc]  # then no pass over samples is made
+            self.needs = ()  # type: ignore[assignment,misc]  # then no pass over samples is made
         # What was decomposed last under each name: the budget asks for energies of all layers before the first is factored.
         self._known: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 

@@ -11,9 +11,9 @@ expected sum is A.
     p_ij    probability of entry (i, j); the methods differ in it alone     adds up to 1 over each cell
 
 Departures from the papers:
-* they fix s; here draws go on until the wanted number m of distinct entries is reached, by exponential clocks (algorithms.md 1.3).
-  s is the (real) time at which entry m + 1 would be drawn, which is left out again: so the sum stays exactly unbiased, which it is
-  not when s counts the draws up to entry m;
+* they fix s; here draws go on until the wanted number m of distinct entries is reached, by exponential clocks (algorithms.md
+  1.3). s is the (real) time at which entry m + 1 would be drawn, which is left out again: so the sum stays exactly unbiased,
+  which it is not when s counts the draws up to entry m;
 * a cell in which entries compete is the layer; with --budget row a row and with --pattern a block. A cell of which all non-zero
   entries may stay keeps them as they are.
 """
@@ -121,7 +121,9 @@ class SparsifyL1(_Sparsifier):
     def probabilities(self, matrix: Tensor, draws: int) -> Tensor:
         norms = matrix.abs().sum(1)
         shares = self.row_shares(norms, matrix.shape[1], draws)
-        return matrix.abs() * torch.where(norms > 0, shares / norms.clamp(min=1e-300), 0.0)[:, None]
+        per_norm: Tensor = torch.where(norms > 0, shares / norms.clamp(min=1e-300), 0.0)
+        chances: Tensor = matrix.abs() * per_norm[:, None]
+        return chances
 
     def row_shares(self, norms: Tensor, inputs: int, draws: int) -> Tensor:
         """rho, up to rounding; zeta by bisection, of norms of which the largest is 1."""
@@ -180,6 +182,7 @@ class SparsifyL1L2(_Sparsifier):
             raise UsageError(f"alpha is {self.values['alpha']}", "it is a share: give a number from 0 to 1")
 
     def probabilities(self, matrix: Tensor, draws: int) -> Tensor:
-        alpha, size = self.values["alpha"], matrix.abs()
+        alpha, size = float(self.values["alpha"]), matrix.abs()
         squares = size**2 / (size**2).sum().clamp(min=1e-300)
-        return alpha * squares + (1 - alpha) * size / size.sum().clamp(min=1e-300)
+        mixed: Tensor = alpha * squares + (1 - alpha) * size / size.sum().clamp(min=1e-300)
+        return mixed

@@ -101,7 +101,8 @@ def dense_twin(graph: Graph, splits: Sequence[Split]) -> onnx.ModelProto:
 def whole_twin(graph: Graph, result: onnx.ModelProto) -> onnx.ModelProto:
     """Nodes alone, and the weights that the result's nodes do not lead to; all others are those of `graph.model`.
 
-    What a layer read through other nodes, or out of a Constant, is stored plainly here: the result has no such nodes to pair with.
+    What a layer read through other nodes, or out of a Constant, is stored plainly here: the result has no such nodes to pair
+    with.
     """
     model = light_copy(graph.model)
     del model.graph.initializer[:], model.graph.node[:]

@@ -64,9 +64,7 @@ def prove_factorised(
     return _worst(outputs(pruned, feeds, device), expected, graph, "the thin layers differ from their product", whole=half)
 
 
-def _worst(
-    got: Sequence[Outputs], expected: Sequence[Outputs], graph: Graph, problem: str, *, whole: bool = False
-) -> float:
+def _worst(got: Sequence[Outputs], expected: Sequence[Outputs], graph: Graph, problem: str, *, whole: bool = False) -> float:
     worst = 0.0
     half = {t.data_type for t in graph.parameters.values()} & set(TOLERANCE)
     rounds = any("uantize" in node.op_type or "NBits" in node.op_type or node.op_type.startswith("Q") for node in graph.nodes)

@@ -118,7 +118,9 @@ class Job(ABC):
         """Raises UsageError where something was asked for that this kind of job knows nothing of: silence would be a promise."""
         for name, default in cls.foreign.items():
             if getattr(request, name) != default:
-                what = f"{name.replace('_', ' ')} ({getattr(request, name)!r})"
+                value = getattr(request, name)
+                shown = ":".join(map(str, value)) if name == "pattern" else repr(value)
+                what = name.replace("_", " ") + (f" ({shown})" if value is not True else "")
                 raise UsageError(
                     f"{what} has no meaning for method {request.method!r}", "leave it out, or see `onnxprune methods`"
                 )

@@ -159,7 +159,7 @@ def _row(site: Site, spectrum: Spectrum | None, rank: int | None, left: Mapping[
     size = site.layer.weight_shape
     before = int(np.prod(size))
     reasons = [left[layer.name] for layer in site.layers if layer.name in left] or ["not chosen"]
-    whole = "its spectrum is too flat: thinner would cost too much" if spectrum is not None else reasons[0]
+    whole = "its spectrum is flat" if spectrum is not None else reasons[0]
     out, inputs = (spectrum.out, spectrum.inputs) if spectrum is not None else (0, 0)
     return RankFigures(
         name=site.name, layers=[layer.name for layer in site.layers], shape=list(size), rank=rank, parameters_before=before,

@@ -140,7 +140,14 @@ class WeightJob(Job):
         return {
             "groups": account.group_figures(self.network, {}),
             "weights": rows,
-            "sparsity": sparsity_figures(self.graph.model, model, rows, self.request.share_removed),
+            "sparsity": sparsity_figures(
+                self.graph.model,
+                model,
+                rows,
+                self.request.share_removed,
+                pattern=self.request.pattern,
+                sparse=self.request.sparse_storage,
+            ),
             "proof": {"summary": summary, "zeros": zeros},
         }
 

@@ -122,8 +122,7 @@ class SparsifyL1(_Sparsifier):
         norms = matrix.abs().sum(1)
         shares = self.row_shares(norms, matrix.shape[1], draws)
         per_norm: Tensor = torch.where(norms > 0, shares / norms.clamp(min=1e-300), 0.0)
-        chances: Tensor = matrix.abs() * per_norm[:, None]
-        return chances
+        return matrix.abs() * per_norm[:, None]
 
     def row_shares(self, norms: Tensor, inputs: int, draws: int) -> Tensor:
         """rho, up to rounding; zeta by bisection, of norms of which the largest is 1."""
@@ -140,7 +139,7 @@ class SparsifyL1(_Sparsifier):
 def _rho(norms: Tensor, alpha: float, beta: float, log_zeta: float) -> Tensor:
     zeta = 10.0**log_zeta
     half = alpha * norms / (2 * zeta)
-    return (half + torch.sqrt(half**2 + beta * norms / zeta)) ** 2
+    return torch.square(half + torch.sqrt(half**2 + beta * norms / zeta))
 
 
 @method

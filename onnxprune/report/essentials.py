@@ -70,9 +70,16 @@ def headline(report: Figures) -> str:
 
 def _weights_headline(report: Figures) -> str:
     sparsity, options = report["sparsity"], report.get("options") or {}
-    asked = f"{sparsity['share_asked']:.2f} of the weights asked, " if sparsity.get("share_asked") is not None else ""
-    pattern = f"pattern {options['pattern']}, " if options.get("pattern") else ""
-    return f"{asked}{pattern}{sparsity['share']:.2f} of them are zero"
+    if options.get("pattern"):
+        asked = f"pattern {options['pattern']} asked, "
+    else:
+        asked = f"{sparsity['share_asked']:.2f} of the weights asked, " if sparsity.get("share_asked") is not None else ""
+    rows = [row for row in report.get("weights") or [] if row["reason"] is None]
+    chosen = sum(row["zeros"] for row in rows) / max(sum(row["weights"] for row in rows), 1)
+    # Where matrices are left alone the share of the whole is another one than was asked for.
+    apart = abs(chosen - sparsity["share"]) >= 0.005
+    which = f"{chosen:.2f} of the weights in {units.plural(len(rows), 'pruned matrix')} are zero, " if apart else ""
+    return f"{asked}{which}{sparsity['share']:.2f} of all {'weights' if apart or options.get('pattern') else 'of them'} are zero"
 
 
 def _ranks_headline(report: Figures) -> str:

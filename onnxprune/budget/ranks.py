@@ -83,11 +83,17 @@ def by_spectrum(spectra: Sequence[Spectrum], ratio: float) -> Ranks:
     steps = [(-gain, s.name, number) for s in spectra if s.highest for number, (gain, _, _) in enumerate(s.steps)]
     known = {s.name: s for s in spectra}
     stopped: set[str] = set()
-    for _, name, number in sorted(steps, key=lambda step: step[0]):
-        _, price, rank = known[name].steps[number]
-        if name in stopped or price > room:
-            stopped.add(name)
+    for gain, name, number in sorted(steps, key=lambda step: step[0]):
+        layer = known[name]
+        _, price, rank = layer.steps[number]
+        if name in stopped or not gain:
             continue
+        if price > room:
+            # Part of the way: every rank on it loses less than the one before.
+            stopped.add(name)
+            before = ranks[name] or 1
+            rank = min(before + max(int(room / layer.per_rank), 0), layer.highest)
+            price = (rank - before) * layer.per_rank
         ranks[name] = rank
         room -= price
     return ranks

@@ -130,7 +130,7 @@ def _repair_summary(kind: str, mode: str, done: Sequence[LayerRepair], left: Map
     if kind == "none":
         return "not at all, as asked: no weight was fitted to samples"
     if not done:
-        return "nothing: no layer reads fewer channels than before" if not left else f"nothing: {_left_out(left)}"
+        return "nothing: no layer needs it" if not left else f"nothing: {_left_out(left)}"
     how = {"least-squares": "least squares", "mean": "mean and variance matched"}.get(kind, kind)
     errors = [[e for e in each if isfinite(e)] for each in ([d.before for d in done], [d.after for d in done])]
     figures = f", median relative squared error {median(errors[0]):.2g} -> {median(errors[1]):.2g}" if all(errors) else ""

@@ -79,7 +79,7 @@ def _report(files: Sequence[ModelFile], graphs: Sequence[Any], source: Any, devi
     described = {"test": source.label, "test_samples": source.count, "real": source.real, "summary": summary}
     return Report(
         schema=SCHEMA, tool={"name": "onnxprune", "version": __version__}, method="", options={}, ratio=None, seed=0,
-        device=device, original=figures[0], pruned=figures[1], groups=[], weights=[], removed={}, removed_by_block={},
-        reordered={}, pinned=[], repair={}, alignment={}, sparsity=None, bounds={}, latency=None, deviation={}, accuracy=None,
-        proof={}, data=described, gates=[], timings={}, warnings=list(source.warnings),
+        device=device, original=figures[0], pruned=figures[1], groups=[], weights=[], ranks=[], removed={},
+        removed_by_block={}, reordered={}, pinned=[], repair={}, alignment={}, sparsity=None, storage={}, bounds={},
+        latency=None, deviation={}, accuracy=None, proof={}, data=described, gates=[], timings={}, warnings=list(source.warnings),
     )  # fmt: skip

@@ -43,6 +43,23 @@ class WeightFigures(TypedDict):
     reason: str | None
 
 
+class RankFigures(TypedDict):
+    """One stored matrix, and the two that took its place: `rank` (None: it stays whole, `reason` says why).
+
+    `lost`: share of its outputs' variance on the calibration inputs that rank leaves out (of its squared weights where the method
+    looked at no inputs), before repair; None for layers that may not become two.
+    """
+
+    name: str
+    layers: list[str]
+    shape: list[int]
+    rank: int | None
+    parameters_before: int
+    parameters: int
+    lost: float | None
+    reason: str | None
+
+
 class Sparsity(TypedDict):
     """Zeros among all stored matrices, as shares, and what both files shrink to when compressed by deflate (bytes)."""
 
@@ -105,7 +122,9 @@ class Report(TypedDict):
     `removed_by_block`: the same for axes along which the groups of a convolution lost different positions: one list per group.
     `reordered`: of axes whose channels changed places, which positions of the original stand there now, in this order (of an axis
     that the groups of a convolution share: one list per group). All other axes keep their order.
-    `weights` and `sparsity`: of methods that set weights to zero. `bounds`: what the method's paper guarantees, where it does.
+    `weights` and `sparsity`: of methods that set weights to zero. `ranks`: of those that make layers into two thin ones.
+    `bounds`: what the method's paper guarantees, where it does.
+    `storage`: which weights were written as sparse initializers, where that was asked for.
     """
 
     schema: int
@@ -119,6 +138,7 @@ class Report(TypedDict):
     pruned: ModelFigures
     groups: list[GroupFigures]
     weights: list[WeightFigures]
+    ranks: list[RankFigures]
     removed: dict[str, dict[str, list[int]]]
     removed_by_block: dict[str, dict[str, list[list[int]]]]
     reordered: dict[str, dict[str, list[Any]]]
@@ -126,6 +146,7 @@ class Report(TypedDict):
     repair: dict[str, Any]
     alignment: dict[str, Any]
     sparsity: Sparsity | None
+    storage: dict[str, Any]
     bounds: dict[str, Any]
     latency: LatencyFigures | None
     deviation: dict[str, Deviation]

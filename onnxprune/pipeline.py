@@ -20,11 +20,12 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune.calibration.samples import open_samples
-from onnxprune.contract import ChannelMethod, Method, WeightMethod
+from onnxprune.contract import ChannelMethod, Method, RankMethod, WeightMethod
 from onnxprune.devices import choose_device
 from onnxprune.graph import find, load
 from onnxprune.jobs.channels import ChannelJob
 from onnxprune.jobs.job import Clock, Job, Progress, PruneResult
+from onnxprune.jobs.ranks import RankJob
 from onnxprune.jobs.weights import WeightJob
 from onnxprune.methods import create
 from onnxprune.request import Request, as_kinds, as_pattern, prefers_width
@@ -33,7 +34,7 @@ from onnxprune.validation.gates import check_measured, check_outputs, evaluate, 
 
 __all__ = ["JOBS", "PruneResult", "prune"]
 
-JOBS: dict[type[Method], type[Job]] = {ChannelMethod: ChannelJob, WeightMethod: WeightJob}
+JOBS: dict[type[Method], type[Job]] = {ChannelMethod: ChannelJob, WeightMethod: WeightJob, RankMethod: RankJob}
 
 
 def _silent(stage: str, share: float) -> None:
@@ -64,6 +65,7 @@ def prune(
     pattern: str | None = None,
     epsilon: float | None = None,
     guarantee_labels: float | None = None,
+    sparse_storage: bool = False,
     device: str = "auto",
     threads: int = 1,
     seed: int = 0,
@@ -99,6 +101,7 @@ def prune(
     epsilon       instead of ratio, of methods with a bound: the error that every layer's output may have at most
     guarantee_labels  instead of ratio: of one layer, the last or the one in `only`, so little goes that this share of the
                   calibration samples is guaranteed to keep its label (see decide.labels)
+    sparse_storage  of weight methods: weights are written as sparse initializers where that makes the file smaller
     through_norms channels under the statistics of LayerNorm, RMSNorm and GroupNorm may go too (see graph.norms)
     gates         expressions that make the result fail, such as 'top1_agreement<0.95'
     output        save there as well
@@ -111,6 +114,7 @@ def prune(
         options=dict(options or {}) | ({} if beta is None else {"beta": beta}), gates=tuple(parse(g) for g in gates),
         kinds=as_kinds(kinds), through_norms=through_norms, keep_ends=keep_ends, pattern=as_pattern(pattern),
         epsilon=epsilon, guarantee_labels=guarantee_labels,
+        sparse_storage=sparse_storage,
     )  # fmt: skip
     chosen = create(method, **request.options)
     kind = next(job for target, job in JOBS.items() if isinstance(chosen, target))

@@ -124,7 +124,7 @@ class Request:
             return 1 - self.pattern[0] / self.pattern[1]
         kind, share = self.goal
         if kind not in ("channels", "params"):
-            remedy = "give --ratio or --target params=0.3, or use a -channel method, which removes channels"
+            remedy = "give --ratio or --target params=0.3, or use svd or a -channel method: they make layers smaller"
             raise UsageError(f"zeros bring no less {kind}", remedy)
         return 1 - share
 

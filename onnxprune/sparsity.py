@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,6 +19,9 @@ from onnxprune.rewrite.sparsify import stored_arrays
 
 # Fast and still near the best: zeros are what deflate finds easiest, other weights hardly shrink at any level.
 LEVEL = 1
+# From this share of zeros on sparse tensors of single precision are smaller than dense ones.
+WORTH_IT = 2 / 3
+DENSE_AGAIN = "ONNX Runtime makes them dense on loading: no memory and no time is saved"
 
 
 def weight_figures(
@@ -46,20 +51,47 @@ def _zeros(value: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> int:
 
 
 def sparsity_figures(
-    before: onnx.ModelProto, after: onnx.ModelProto, rows: Sequence[WeightFigures], asked: float | None
-) -> Sparsity:
-    """Shares are of all matrices that weight methods may prune, those left alone included."""
+    before: onnx.ModelProto, after: onnx.ModelProto, rows: Sequence[WeightFigures], asked: float | None, *,
+    pattern: tuple[int, int] | None = None, sparse: bool = False,
+) -> Sparsity:  # fmt: skip
+    """Shares are of all matrices that weight methods may prune, those left alone included. sparse: they are written that way."""
     weights = sum(row["weights"] for row in rows)
     share, share_before = (sum(row[key] for row in rows) / max(weights, 1) for key in ("zeros", "zeros_before"))
     sizes = compressed_bytes(before), compressed_bytes(after)
+    were = f" ({100 * share_before:.1f} % were)" if share_before else ""
+    gain = "make ONNX Runtime no faster" if sparse else "make the file no smaller and ONNX Runtime no faster"
+    remedy = "; --sparse-storage makes the file smaller" if share >= WORTH_IT and not sparse else ""
     summary = (
-        f"{100 * share:.1f} % of the weights are zero ({100 * share_before:.1f} % were); deflated the file has "
-        f"{sizes[1] / max(sizes[0], 1):.2f} of its bytes; ONNX Runtime is no faster for it"
+        f"{100 * share:.1f} % of the weights are zero{were}: zeros {gain}{_kernels(pattern)}. Compressed (deflate) the weights "
+        f"take {sizes[1] / max(sizes[0], 1):.2f} of what they took{remedy}"
     )
     return Sparsity(
         summary=summary, weights=weights, share_asked=asked, share_before=share_before, share=share,
         compressed_bytes_before=sizes[0], compressed_bytes=sizes[1],
     )  # fmt: skip
+
+
+def _kernels(pattern: tuple[int, int] | None) -> str:
+    """Who runs a pattern faster."""
+    if pattern is None:
+        return ""
+    n, m = pattern
+    return f" (it has no kernels for {n}:{m}; {'TensorRT has' if (n, m) == (2, 4) else 'TensorRT has them for 2:4 alone'})"
+
+
+def storage_figures(sizes: Mapping[str, tuple[int, int]], left: Mapping[str, str]) -> dict[str, Any]:
+    """Bytes of each weight that was written sparse, before and after, and why the others stay dense."""
+    before, after = (sum(size[i] for size in sizes.values()) for i in (0, 1))
+    reasons = "; ".join(f"{many} dense: {why}" for why, many in Counter(left.values()).most_common(3))
+    if sizes:
+        count = "1 matrix" if len(sizes) == 1 else f"{len(sizes)} matrices"
+        told = f"{count} as sparse tensors, {before:,} bytes as {after:,}"
+        summary = f"{told}{f' ({reasons})' if left else ''}; {DENSE_AGAIN}"
+    else:
+        summary = f"no matrix as a sparse tensor ({reasons})"
+    return {
+        "summary": summary, "sparse": {n: {"bytes_dense": a, "bytes": b} for n, (a, b) in sizes.items()}, "dense": dict(left),
+    }  # fmt: skip
 
 
 def compressed_bytes(model: onnx.ModelProto) -> int:

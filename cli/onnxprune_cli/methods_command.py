@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from onnxprune_cli.output import STDOUT, check_places, show, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 
 @click.command(short_help="List the pruning methods with paper and options.")
@@ -43,15 +45,30 @@ def _describe() -> list[dict[str, Any]]:
 
 
 def _draw(found: list[dict[str, Any]], console: Console) -> None:
+    from rich.padding import Padding
     from rich.text import Text
 
+    from onnxprune.contract import TARGETS
     from onnxprune.report.text import plain_table
 
-    table = plain_table("method", "removes", "paper and options", left=3)
-    for method in found:
-        about = Text(method["paper"])
-        for name, option in method["options"].items():
-            value = "..." if option["default"] is None else option["default"]
-            about.append(f"\n--option {name}={value}", "bold").append(f"  {option['help']}", "dim")
-        table.add_row(Text(method["name"], "bold"), f"{method['removes']}s", about)
-    console.print(table)
+    width = max((len(method["name"]) for method in found), default=0)
+    for target, words in TARGETS.items():
+        of_target = [method for method in found if method["removes"] == target]
+        if not of_target:
+            continue
+        table = plain_table("method", "paper and options", left=2)
+        table.columns[0].min_width = width
+        for method in of_target:
+            table.add_row(Text(method["name"], "bold"), _about(method))
+        console.print(Text.assemble((f"{target}s", "bold"), (f"  {words}", "dim")), Padding(table, (0, 0, 1, 2)))
+
+
+def _about(method: dict[str, Any]) -> Text:
+    """The paper, and one line per option."""
+    from rich.text import Text
+
+    about = Text(method["paper"])
+    for name, option in method["options"].items():
+        value = "..." if option["default"] is None else json.dumps(option["default"])
+        about.append(f"\n--option {name}={value}", "bold").append(f"  {option['help']}", "dim")
+    return about

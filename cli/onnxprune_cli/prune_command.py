@@ -56,6 +56,7 @@ from onnxprune_cli.progress import progress_bar
     metavar="SHARE",
     help="Instead of --ratio: the share of labels that one layer's pruning must not change.",
 )
+@click.option("--sparse-storage", is_flag=True, help="Of weights: write them as sparse tensors where the file gets smaller.")
 @click.option("--keep-ends", is_flag=True, help="Of weights: the first and the last layer keep all of theirs.")
 @click.option(
     "--align",

@@ -103,11 +103,13 @@ class Repair:
     """One repair run; `run` changes `cut.model` in place and returns what was done layer by layer."""
 
     def __init__(
-        self, graph: Graph, network: Network, cut: Cut, alive: Bools, *, solver: Solver, device: Device, seed: int
-    ) -> None:
+        self, graph: Graph, network: Network, cut: Cut, alive: Bools, *, solver: Solver, device: Device, seed: int,
+        teacher: Parts | None = None,
+    ) -> None:  # fmt: skip
+        """teacher: the original, where it is not `graph.model`; its nodes pair off with the graph's."""
         self.graph, self.network, self.cut, self.alive = graph, network, cut, alive
         self.solver, self.device, self.seed = solver, device, seed
-        self.teacher, self.student = Parts(graph, graph.model), Parts(graph, cut.model)
+        self.teacher, self.student = teacher or Parts(graph, graph.model), Parts(graph, cut.model)
         self.stored: dict[str, TensorProto] = {t.name: t for t in cut.model.graph.initializer}
         for node in cut.model.graph.node:
             if node.op_type == "Constant" and node.output[0] in graph.parameters:

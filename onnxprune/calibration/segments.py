@@ -55,14 +55,18 @@ def reads(graph: Graph, index: int) -> list[str]:
 
 
 class Parts:
-    """Cuts segments out of one model. The model may be another than the graph's, as long as its nodes are the same ones."""
+    """Cuts segments out of one model. The model may be another than the graph's, as long as its nodes pair off with the graph's.
 
-    def __init__(self, graph: Graph, model: onnx.ModelProto) -> None:
-        self._graph, self._model = graph, model
+    weights: another model whose initializers it uses besides its own.
+    """
+
+    def __init__(self, graph: Graph, model: onnx.ModelProto, weights: onnx.ModelProto | None = None) -> None:
+        self._graph, self._model, self._weights = graph, model, weights
 
     @cached_property
     def _stored(self) -> Mapping[str, onnx.TensorProto]:
-        return {t.name: t for t in self._model.graph.initializer}
+        borrowed = self._weights.graph.initializer if self._weights else ()
+        return {t.name: t for t in (*borrowed, *self._model.graph.initializer)}
 
     def refresh(self) -> None:
         """Call after initializers were added to the model."""

@@ -13,6 +13,14 @@ from onnxprune.contract.statistics import Statistic
 from onnxprune.errors import OnnxpruneError, UnknownNameError, UsageError
 
 Target = Literal["channel", "neuron", "kernel", "weight", "rank"]
+# In the order in which methods are listed: what goes, and what comes of it.
+TARGETS: dict[Target, str] = {
+    "channel": "channels and hidden units go: smaller, faster files",
+    "neuron": "units of fully connected layers go: smaller, faster files",
+    "rank": "a layer becomes two thin ones: smaller, faster files",
+    "kernel": "2-D filters of convolutions are set to zero: same size and speed in ONNX Runtime",
+    "weight": "single weights are set to zero: same size and speed in ONNX Runtime, see --sparse-storage and --pattern",
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,8 @@ class Method(ABC):
             if name not in self.options:
                 raise UnknownNameError(f"option of method {self.name!r} called", name, self.options)
             if isinstance(values[name], str) and not isinstance(self.options[name].default, str):
-                raise UsageError(f"option {name} of method {self.name!r} is {values[name]!r}", "give a number")
+                wanted = "true or false" if isinstance(self.options[name].default, bool) else "a number"
+                raise UsageError(f"option {name} of method {self.name!r} is {values[name]!r}", f"give {wanted}")
         self.values: dict[str, Any] = {k: o.default for k, o in self.options.items()} | values
 
     def counter(self, kind: type[Statistic], matrix: Tensor | None) -> Statistic:

@@ -102,7 +102,9 @@ class Quota:
         """Neighbours along the channels, one kernel position at a time, as sparse tensor cores read them."""
         assert self.pattern is not None
         n, m = self.pattern
-        blocks = ranked.reshape(*ranked.shape[:2], -1, m, view.kernel).transpose(3, 4)
+        # 2-D filters are neighbours already, whatever lies inside them.
+        kernel = view.kernel if ranked.shape == view.matrix.shape else 1
+        blocks = ranked.reshape(*ranked.shape[:2], -1, m, kernel).transpose(3, 4)
         place = torch.argsort(torch.argsort(blocks, dim=4, descending=True, stable=True), dim=4, stable=True)
         return (place < n).transpose(3, 4).flatten(2)
 

@@ -18,7 +18,7 @@ from onnxprune.calibration.gains import measure_gains
 from onnxprune.calibration.observe import Progress, observe
 from onnxprune.calibration.sources import Source
 from onnxprune.calibration.views import tensor
-from onnxprune.contract import Activation, LayerPlan, LayerView, Quota, Statistic, WeightMethod, check_weight_scores
+from onnxprune.contract import Activation, LayerPlan, LayerView, Method, Quota, Statistic, WeightMethod, check_weight_scores
 from onnxprune.decide.evidence import generator, tap
 from onnxprune.devices import Device
 from onnxprune.errors import NothingToPruneError, UnknownNameError
@@ -77,14 +77,8 @@ def select(
     keep_ends: bool = False, pattern: tuple[int, int] | None = None,
 ) -> tuple[list[Site], dict[str, str]]:  # fmt: skip
     """The matrices that may be pruned, and what is left alone. Raises NothingToPruneError where there is none."""
-    for glob in [*only, *skip]:
-        if not any(_matches(site, [glob]) for site in found):
-            names = [n for site in found for n in (site.name, *(layer.name for layer in site.layers))]
-            raise UnknownNameError("layer or weight", glob, names)
-    chosen = [s for s in found if (not only or _matches(s, only)) and not _matches(s, skip)]
+    chosen = choose(found, only, skip, keep_ends=keep_ends)
     reasons = dict(left)
-    if keep_ends:
-        chosen = [s for s in chosen if s not in (found[0], found[-1])]
     if pattern is not None:
         reasons |= {s.layer.name: f"its inputs are no multiple of {pattern[1]}" for s in chosen if _channels(s) % pattern[1]}
         chosen = [s for s in chosen if not _channels(s) % pattern[1]]
@@ -100,6 +94,16 @@ def select(
             f"no {what} of this model can be removed ({told or 'no layer with constant weights is chosen'})"
         )
     return chosen, reasons
+
+
+def choose(found: Sequence[Site], only: Sequence[str], skip: Sequence[str], *, keep_ends: bool) -> list[Site]:
+    """What the user's globs name. Raises UnknownNameError for a glob that names nothing."""
+    for glob in [*only, *skip]:
+        if not any(_matches(site, [glob]) for site in found):
+            names = [n for site in found for n in (site.name, *(layer.name for layer in site.layers))]
+            raise UnknownNameError("layer or weight", glob, names)
+    chosen = [s for s in found if (not only or _matches(s, only)) and not _matches(s, skip)]
+    return [s for s in chosen if s not in (found[0], found[-1])] if keep_ends else chosen
 
 
 def _matches(site: Site, patterns: Sequence[str]) -> bool:
@@ -140,7 +144,7 @@ class Views:
 
     graph: Graph
     sites: Sequence[Site]
-    method: WeightMethod
+    method: Method
     source: Source
     batch: int
     device: Device

@@ -7,5 +7,17 @@ from onnxprune.experiments.case import no_case, open_case
 from onnxprune.experiments.experiment import EXPERIMENTS, Case, Experiment, Figure, Line, Result, experiment
 
 __all__ = [
-    "Case", "EXPERIMENTS", "Experiment", "Figure", "Line", "Result", "bounds", "coreset", "experiment", "l_obs", "no_case", "open_case", "sipp",
-]  # fmt: skip
+    "EXPERIMENTS",
+    "Case",
+    "Experiment",
+    "Figure",
+    "Line",
+    "Result",
+    "bounds",
+    "coreset",
+    "experiment",
+    "l_obs",
+    "no_case",
+    "open_case",
+    "sipp",
+]

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, EncodeError
 
 from onnxprune.errors import ModelError
 from onnxprune.graph import surgeon
+from onnxprune.graph.dense import densify
 from onnxprune.graph.external import bytes_of, read_external, tensors
 from onnxprune.graph.inline import inline
 from onnxprune.graph.light import SMALL, light
@@ -72,9 +73,11 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> ModelFile:
 
 
 def _dissolve(model: onnx.ModelProto) -> list[str]:
-    """Nodes that stand for several become those: what is inside can be followed then."""
-    functions, fused = inline(model), unfuse(model)
+    """Sparse weights become dense, nodes that stand for several become those: what is inside can be followed then."""
+    sparse, functions, fused = densify(model), inline(model), unfuse(model)
     notes = []
+    if sparse:
+        notes.append(f"{sparse} sparse weights were made dense on loading; --sparse-storage writes those of layers sparse again")
     if functions:
         notes.append(f"{functions} functions of the model were replaced by the nodes inside them")
     if fused:

@@ -42,7 +42,7 @@ PROOF_BATCH = 2
 class ChannelJob(Job):
     """The stages of the story are its methods, in the order of the story."""
 
-    foreign = MappingProxyType({"keep_ends": False, "pattern": None})
+    foreign = MappingProxyType({"keep_ends": False, "pattern": None, "sparse_storage": False})
 
     method: ChannelMethod
     orders: dict[str, Orders] = field(default_factory=dict)

@@ -121,7 +121,9 @@ class Job(ABC):
         """Raises UsageError where something was asked for that this kind of job knows nothing of: silence would be a promise."""
         for name, default in cls.foreign.items():
             if getattr(request, name) != default:
-                what = f"{name.replace('_', ' ')} ({getattr(request, name)!r})"
+                value = getattr(request, name)
+                shown = ":".join(map(str, value)) if name == "pattern" else repr(value)
+                what = name.replace("_", " ") + (f" ({shown})" if value is not True else "")
                 raise UsageError(
                     f"{what} has no meaning for method {request.method!r}", "leave it out, or see `onnxprune methods`"
                 )
@@ -148,7 +150,11 @@ class Job(ABC):
         report = self._report(made, [*warnings, *made.warnings])
         with self.clock.stage("validate"):
             self._validate(made.model, report, labels, latency)
-        return PruneResult(made.model, report, self.file.external)
+        return PruneResult(self.store(made.model, report), report, self.file.external)
+
+    def store(self, model: onnx.ModelProto, report: Report) -> onnx.ModelProto:
+        """The form in which the model is handed out; what changes by that is written into the report."""
+        return model
 
     def batch(self) -> int:
         """As many samples at a time as was asked for, fewer where their activations are large: beyond that only memory grows."""
@@ -194,6 +200,7 @@ class Job(ABC):
             pruned=figures,
             groups=[],
             weights=[],
+            ranks=[],
             removed={},
             removed_by_block={},
             reordered={},
@@ -201,6 +208,7 @@ class Job(ABC):
             repair=account.repair_figures(request.repair_kind, mode, made.done, made.left, self.samples.calibration.count),
             alignment={},
             sparsity=None,
+            storage={},
             bounds={},
             latency=None,
             deviation={},

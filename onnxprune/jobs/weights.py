@@ -29,16 +29,20 @@ from onnxprune.decide import labels as guarantee
 from onnxprune.decide import weights as decide
 from onnxprune.decide.evidence import check_weights
 from onnxprune.errors import UsageError
+from onnxprune.figures import Report
 from onnxprune.jobs.job import Job, Outcome
 from onnxprune.matrix import fan_in
 from onnxprune.network import Layer
 from onnxprune.rewrite.cut import Cut
 from onnxprune.rewrite.sparsify import Thinned, prove_zeros, sparsify
-from onnxprune.sparsity import sparsity_figures, weight_figures
+from onnxprune.rewrite.store_sparse import same_function, store_sparse
+from onnxprune.sparsity import sparsity_figures, storage_figures, weight_figures
 
 SOLVERS = {"least-squares": masked_least_squares, "mean": match_moments}
 # A layer with more inputs is not refitted: the sums of products of its inputs would be gigabytes.
 WIDEST = 8192
+# Samples on which sparse storage is held against dense.
+PROOF_BATCH = 2
 
 
 @dataclass
@@ -129,7 +133,23 @@ class WeightJob(Job):
     def options(self) -> dict[str, Any]:
         request = self.request
         pattern = "" if request.pattern is None else f"{request.pattern[0]}:{request.pattern[1]}"
-        return {"keep_ends": request.keep_ends, "pattern": pattern}
+        return {"keep_ends": request.keep_ends, "pattern": pattern, "sparse_storage": request.sparse_storage}
+
+    def store(self, model: onnx.ModelProto, report: Report) -> onnx.ModelProto:
+        """With --sparse-storage: weights as sparse initializers where that is smaller, and ONNX Runtime gives the same for it."""
+        if not self.request.sparse_storage:
+            return model
+        found = store_sparse(model, [row["name"] for row in report["weights"]])
+        left = dict(found.left)
+        stored, refusal = found.model, ""
+        if found.sizes:
+            refusal = same_function(stored, model, self.samples.few(PROOF_BATCH), self.device)
+            if refusal:
+                stored = model
+                left |= dict.fromkeys(found.sizes, refusal)
+        report["storage"] = storage_figures({} if refusal else found.sizes, left)
+        report["pruned"]["bytes"] = stored.ByteSize()
+        return stored
 
     def _repair(self, model: onnx.ModelProto, pruned: set[str]) -> tuple[list[LayerRepair], dict[str, str]]:
         kind = self.request.repair_kind
@@ -161,7 +181,7 @@ class WeightJob(Job):
             layer = known.get(index)
             if layer is None:
                 left |= {self.graph.label(index): f"{node.op_type} is not refitted"} if stored & pruned else {}
-            elif why := _not_refitted(layer):
+            elif why := not_refitted(layer):
                 left[layer.name] = why
             else:
                 found.append(layer)
@@ -177,13 +197,19 @@ class WeightJob(Job):
             "groups": account.group_figures(self.network, {}),
             "weights": rows,
             "sparsity": sparsity_figures(
-                self.graph.model, model, rows, None if self.request.error_first else self.request.share_removed
+                self.graph.model,
+                model,
+                rows,
+                None if self.request.error_first else self.request.share_removed,
+                pattern=self.request.pattern,
+                sparse=self.request.sparse_storage,
             ),
             "proof": {"summary": summary, "zeros": zeros},
         }
 
 
-def _not_refitted(layer: Layer) -> str:
+def not_refitted(layer: Layer) -> str:
+    """Why a layer cannot be refitted; empty where it can."""
     if layer.shared:
         return "its weights are shared with another layer"
     if layer.quantised:

@@ -11,6 +11,7 @@ from onnxprune.methods import (
     baykal,
     coreset,
     l_obs,
+    low_rank,
     norms,
     obs,
     pfp,
@@ -18,6 +19,7 @@ from onnxprune.methods import (
     sipp,
     sipp_bounds,
     sparsegpt,
+    sparsification,
     thresholds,
     wanda,
 )
@@ -30,6 +32,7 @@ __all__ = [
     "create",
     "known",
     "l_obs",
+    "low_rank",
     "norms",
     "obs",
     "pfp",
@@ -37,6 +40,7 @@ __all__ = [
     "sipp",
     "sipp_bounds",
     "sparsegpt",
+    "sparsification",
     "thresholds",
     "wanda",
 ]

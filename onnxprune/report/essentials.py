@@ -47,6 +47,8 @@ def headline(report: Figures) -> str:
     """What was asked for and what came of it."""
     if report.get("sparsity"):
         return _weights_headline(report)
+    if report.get("ranks"):
+        return _ranks_headline(report)
     groups: list[Figures] = report.get("groups") or []
     channels, kept = (sum(g[key] for g in groups) for key in ("channels", "kept"))
     parts = []
@@ -68,9 +70,28 @@ def headline(report: Figures) -> str:
 
 def _weights_headline(report: Figures) -> str:
     sparsity, options = report["sparsity"], report.get("options") or {}
-    asked = f"{sparsity['share_asked']:.2f} of the weights asked, " if sparsity.get("share_asked") is not None else ""
-    pattern = f"pattern {options['pattern']}, " if options.get("pattern") else ""
-    return f"{asked}{pattern}{sparsity['share']:.2f} of them are zero"
+    if options.get("pattern"):
+        asked = f"pattern {options['pattern']} asked, "
+    else:
+        asked = f"{sparsity['share_asked']:.2f} of the weights asked, " if sparsity.get("share_asked") is not None else ""
+    rows = [row for row in report.get("weights") or [] if row["reason"] is None]
+    chosen = sum(row["zeros"] for row in rows) / max(sum(row["weights"] for row in rows), 1)
+    # Where matrices are left alone the share of the whole is another one than was asked for.
+    apart = abs(chosen - sparsity["share"]) >= 0.005
+    which = f"{chosen:.2f} of the weights in {units.plural(len(rows), 'pruned matrix')} are zero, " if apart else ""
+    return f"{asked}{which}{sparsity['share']:.2f} of all {'weights' if apart or options.get('pattern') else 'of them'} are zero"
+
+
+def _ranks_headline(report: Figures) -> str:
+    rows: list[Figures] = report["ranks"]
+    options = report.get("options") or {}
+    split = sum(row["rank"] is not None for row in rows)
+    asked = f"target {_target(options['target'])} asked" if options.get("target") else f"ratio {report['ratio']:.2f} asked"
+    before, after = (sum(row[key] for row in rows if row["lost"] is not None) for key in ("parameters_before", "parameters"))
+    gone = f"{1 - after / before:.2f} of the weights of layers that may become two gone" if before else ""
+    macs = report["original"]["macs"], report["pruned"]["macs"]
+    left = f"{macs[1] / macs[0]:.2f} of the MACs left" if macs[0] else ""
+    return ", ".join(part for part in (asked, f"{split} of {units.plural(len(rows), 'matrix')} became two", gone, left) if part)
 
 
 def _target(target: object) -> str:
@@ -102,10 +123,23 @@ def _sparsity_rows(report: Figures) -> list[Row]:
 
 def weight_rows(report: Figures, most: int | None) -> tuple[list[Figures], int]:
     """The matrices with the most weights, in the order of the model, and how many are left out."""
-    found: list[Figures] = list(report.get("weights") or [])
+    return _largest(list(report.get("weights") or []), "weights", most)
+
+
+def rank_rows(report: Figures, most: int | None) -> tuple[list[Figures], int]:
+    """The same for layers that became two, or stay whole."""
+    return _largest(list(report.get("ranks") or []), "parameters_before", most)
+
+
+def lost(row: Figures) -> str:
+    """The share of its outputs' variance that a rank leaves out."""
+    return units.UNDEFINED if row["lost"] is None else units.percent(row["lost"], 2)
+
+
+def _largest(found: list[Figures], by: str, most: int | None) -> tuple[list[Figures], int]:
     if most is None or len(found) <= most:
         return found, 0
-    chosen = sorted(sorted(range(len(found)), key=lambda i: -found[i]["weights"])[:most])
+    chosen = sorted(sorted(range(len(found)), key=lambda i: -found[i][by])[:most])
     return [found[i] for i in chosen], len(found) - most
 
 
@@ -176,7 +210,8 @@ def pinned_reasons(pins: Iterable[Figures]) -> list[PinnedReason]:
 def notes(report: Figures) -> list[tuple[str, str]]:
     """(label, sentence) for alignment, repair, proof and data, where the report tells of them."""
     labels = {
-        "sparsity": "zeros", "bounds": "bound", "alignment": "aligned", "repair": "repaired", "proof": "proven", "data": "inputs"
+        "sparsity": "zeros", "storage": "stored", "bounds": "bound", "alignment": "aligned", "repair": "repaired",
+        "proof": "proven", "data": "inputs",
     }  # fmt: skip
     told = [(label, units.sentence(report.get(key) or {})) for key, label in labels.items()]
     return [(label, text) for label, text in told if text]

@@ -25,9 +25,15 @@ def render(report: Mapping[str, Any]) -> str:
         _models(report),
         _deviations(report),
         _notes(report),
-        *((_weights(report),) if report.get("sparsity") else (_groups(report), _pins(report))),
+        *_parts(report),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _parts(report: Mapping[str, Any]) -> list[str]:
+    if report.get("sparsity"):
+        return [_weights(report)]
+    return [_ranks(report)] if report.get("ranks") else [_groups(report), _pins(report)]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
@@ -91,6 +97,19 @@ def _weights(report: Mapping[str, Any]) -> str:
     cells = [(escaped(r["name"]), f"{r['weights']:,}", f"{r['zeros']:,}", escaped(r["reason"] or "")) for r in rows]
     rest = f"\n\nand {more} smaller ones" if more else ""
     return _folded("Zeros by matrix", table(("matrix", "weights", "zero", "left alone"), cells) + rest)
+
+
+def _ranks(report: Mapping[str, Any]) -> str:
+    rows, more = essentials.rank_rows(report, essentials.MOST_GROUPS)
+    cells = []
+    for r in rows:
+        rank, lost = (units.UNDEFINED, units.UNDEFINED) if r["rank"] is None else (f"{r['rank']:,}", essentials.lost(r))
+        cells.append(
+            (escaped(r["name"]), f"{r['parameters_before']:,}", rank, f"{r['parameters']:,}", lost, escaped(r["reason"] or ""))
+        )
+    rest = f"\n\nand {more} smaller ones" if more else ""
+    header = ("matrix", "weights", "rank", "weights now", "variance lost", "stays whole")
+    return _folded("Ranks by matrix", table(header, cells) + rest)
 
 
 def _pins(report: Mapping[str, Any]) -> str:

@@ -6,16 +6,17 @@ import sys
 from pathlib import Path
 
 import onnxprune.graph.rules  # noqa: F401  (registers every operator)
+from onnxprune.contract import TARGETS
 from onnxprune.graph.labels import OPERATORS
 from onnxprune.graph.unfuse import WRITERS
 from onnxprune.methods import METHODS
 
 
 def methods() -> str:
-    """One row per method: what goes, where it is from, its options."""
+    """One row per method, by what goes: that, where it is from, its options."""
     lines = ["| method | what goes | source | options |", "|---|---|---|---|"]
-    for name in sorted(METHODS):
-        found = METHODS[name]
+    order = list(TARGETS)
+    for name, found in sorted(METHODS.items(), key=lambda item: (order.index(item[1].target), item[0])):
         if not found.__module__.startswith("onnxprune."):
             continue
         options = ", ".join(f"`{key}`" for key in found.options) or "-"

@@ -23,8 +23,7 @@ def show(report: Mapping[str, Any], console: Console, *, verbose: bool = False) 
 def render(report: Mapping[str, Any], *, verbose: bool = False) -> Group:
     parts = [
         _title(report),
-        _weights(report, verbose) if report.get("sparsity") else _groups(report, verbose),
-        None if report.get("sparsity") else _pins(report),
+        *_parts(report, verbose),
         _models(report),
         _deviations(report),
         _notes(report, verbose),
@@ -37,6 +36,13 @@ def render(report: Mapping[str, Any], *, verbose: bool = False) -> Group:
         if part is not None:
             spaced += [Text(), part]
     return Group(*spaced)
+
+
+def _parts(report: Mapping[str, Any], verbose: bool) -> list[RenderableType | None]:
+    """What went, part by part of the model."""
+    if report.get("sparsity"):
+        return [_weights(report, verbose)]
+    return [_ranks(report, verbose)] if report.get("ranks") else [_groups(report, verbose), _pins(report)]
 
 
 def ruled_table() -> Table:
@@ -118,7 +124,23 @@ def _weights(report: Mapping[str, Any], verbose: bool) -> RenderableType | None:
         share = units.percent(row["zeros"] / row["weights"]) if row["weights"] else units.UNDEFINED
         table.add_row(f"{row['weights']:,}", f"{row['zeros']:,}", share, cell)
     body = Group(table, Text(f"the {len(rows)} largest; --verbose lists {more} more", "dim")) if more else table
-    return titled("Weights", f"{units.plural(len(rows) + more, 'matrix').replace('matrixs', 'matrices')} of layers", body)
+    return titled("Weights", f"{units.plural(len(rows) + more, 'matrix')} of layers", body)
+
+
+def _ranks(report: Mapping[str, Any], verbose: bool) -> RenderableType | None:
+    rows, more = essentials.rank_rows(report, None if verbose else essentials.MOST_GROUPS)
+    table = ruled_table()
+    for name in ("weights", "rank", "weights now", "variance lost"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("matrix", overflow="fold")
+    for row in rows:
+        cell = Text(units.printable(row["name"]))
+        if row["reason"]:
+            cell.append(f"  stays whole: {units.printable(row['reason'])}", "dim")
+        rank, lost = (units.UNDEFINED, units.UNDEFINED) if row["rank"] is None else (f"{row['rank']:,}", essentials.lost(row))
+        table.add_row(f"{row['parameters_before']:,}", rank, f"{row['parameters']:,}", lost, cell)
+    body = Group(table, Text(f"the {len(rows)} largest; --verbose lists {more} more", "dim")) if more else table
+    return titled("Ranks", f"{units.plural(len(rows) + more, 'matrix')} of layers", body)
 
 
 def _pins(report: Mapping[str, Any]) -> RenderableType | None:

@@ -59,7 +59,8 @@ def number(value: float | None) -> str:
 
 
 def plural(amount: int, noun: str) -> str:
-    return f"{amount:,} {noun}" if amount == 1 else f"{amount:,} {noun}s"
+    many = f"{noun[:-2]}ices" if noun.endswith("matrix") else f"{noun}s"
+    return f"{amount:,} {noun if amount == 1 else many}"
 
 
 def printable(name: str) -> str:

@@ -51,14 +51,27 @@ def prove_arranged(graph: Graph, expected: Sequence[Outputs], batches: Iterable[
     return _worst(outputs(graph.model, batches, device), expected, graph, "the model with its channels in another order differs")
 
 
-def _worst(got: Sequence[Outputs], expected: Sequence[Outputs], graph: Graph, problem: str) -> float:
+def prove_factorised(
+    graph: Graph, twin: onnx.ModelProto, pruned: onnx.ModelProto, batches: Iterable[Feeds], device: Device
+) -> float:
+    """The same for layers that became two: `twin` has the product of both as weights.
+
+    In half precision whole outputs are compared: the twin rounds the product, the result what lies between the two.
+    """
+    feeds = list(batches)
+    expected = outputs(twin, feeds, device)
+    half = bool({t.data_type for t in graph.parameters.values()} & set(TOLERANCE))
+    return _worst(outputs(pruned, feeds, device), expected, graph, "the thin layers differ from their product", whole=half)
+
+
+def _worst(got: Sequence[Outputs], expected: Sequence[Outputs], graph: Graph, problem: str, *, whole: bool = False) -> float:
     worst = 0.0
     half = {t.data_type for t in graph.parameters.values()} & set(TOLERANCE)
     rounds = any("uantize" in node.op_type or "NBits" in node.op_type or node.op_type.startswith("Q") for node in graph.nodes)
     limit = ROUNDED if rounds else max((TOLERANCE[t] for t in half), default=1e-4)
     for ours, theirs in zip(got, expected, strict=True):
         for name, value in theirs.items():
-            difference = _difference(ours[name], value, whole=rounds)
+            difference = _difference(ours[name], value, whole=rounds or whole)
             worst = max(worst, difference)
             if not difference <= limit:
                 raise ProofError(

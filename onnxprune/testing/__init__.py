@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from onnxprune.calibration.samples import open_samples
-from onnxprune.contract import METHODS, ChannelMethod, Method, WeightMethod
+from onnxprune.contract import METHODS, ChannelMethod, Method, RankMethod, WeightMethod
 from onnxprune.devices import choose_device
 from onnxprune.errors import NothingToPruneError
 from onnxprune.graph import find, load
@@ -24,6 +24,7 @@ from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.prove import check_valid, prove
 from onnxprune.testing.channels import check_channel_method
 from onnxprune.testing.nets import as_bytes, tiny_network
+from onnxprune.testing.ranks import check_rank_method
 from onnxprune.testing.weights import check_weight_method
 
 __all__ = ["check_method", "check_rule", "tiny_network"]
@@ -45,8 +46,10 @@ def check_method(cls: type[Method], **options: Any) -> None:
             check_channel_method(cls, **options)
         elif issubclass(cls, WeightMethod):
             check_weight_method(cls, **options)
+        elif issubclass(cls, RankMethod):
+            check_rank_method(cls, **options)
         else:
-            raise AssertionError(f"{cls.name}: a method is a ChannelMethod or a WeightMethod")
+            raise AssertionError(f"{cls.name}: a method is a ChannelMethod, a WeightMethod or a RankMethod")
 
 
 def check_rule(model: onnx.ModelProto, ratio: float = 0.5, seed: int = 0) -> float:

@@ -100,3 +100,10 @@ def test_input_moments_are_those_of_all_rows_however_they_come():
         assert torch.allclose(found.mean, rows.double().mean(0))
         assert torch.allclose(found.square, (rows.double() ** 2).mean(0))
         assert torch.allclose(found.zeros, (rows == 0).double().mean(0))
+
+
+def test_a_pattern_of_2d_filters_counts_filters():
+    matrix = torch.arange(1.0, 1 + 2 * 4 * 9).reshape(1, 2, 36)
+    view = LayerView("l", matrix, torch.zeros(1, 2), kernel=9)
+    keep = Quota(4, 9, pattern=(2, 4)).choose(view.kernel_norms, view)
+    assert keep.tolist() == [[[False, False, True, True]] * 2]

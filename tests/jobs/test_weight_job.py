@@ -9,7 +9,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
+from onnxprune.contract import WeightMethod
 from onnxprune.errors import NothingToPruneError, UnknownNameError, UsageError
+from onnxprune.methods import METHODS
 from onnxprune.testing import tiny_network
 
 QUIET = {"latency": False, "samples": 48, "batch": 8, "device": "cpu"}
@@ -153,6 +155,38 @@ def test_a_pattern_holds_in_the_file_and_misfits_are_named():
     reasons = {row["name"]: row["reason"] for row in report.report["weights"]}
     assert reasons["w1"] == "its inputs are no multiple of 4"
     assert reasons["w4"] is None
+
+
+@pytest.mark.parametrize("name", sorted(name for name, cls in METHODS.items() if issubclass(cls, WeightMethod)))
+def test_every_weight_method_keeps_the_pattern_in_every_kind_of_layer(name):
+    """Of every four input channels at one kernel position two stay at most, as sparse tensor cores read them."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["c1"], pads=[1, 1, 1, 1], name="plain"),
+        helper.make_node("Relu", ["c1"], ["r1"]),
+        helper.make_node("Conv", ["r1", "w2"], ["c2"], group=2, name="grouped"),
+        helper.make_node("ConvTranspose", ["c2", "w3"], ["c3"], name="transposed"),
+        helper.make_node("GlobalAveragePool", ["c3"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("Gemm", ["f", "w4"], ["g"], transB=1, name="gemm"),
+        helper.make_node("MatMul", ["g", "w5"], ["y"], name="matmul"),
+    ]
+    stored = {"w1": (8, 4, 3, 3), "w2": (8, 4, 3, 3), "w3": (8, 8, 2, 2), "w4": (12, 8), "w5": (12, 3)}
+    model = net(nodes, stored, {"x": ["n", 4, 8, 8]}, {"y": ["n", 3]})
+    result = onnxprune.prune(model, name, pattern="2:4", **QUIET)
+    after = arrays(result.model)
+    blocks = {
+        "w1": after["w1"].reshape(8, 1, 4, 3, 3), "w2": after["w2"].reshape(8, 1, 4, 3, 3),
+        "w3": np.moveaxis(after["w3"].reshape(2, 4, 8, 2, 2), 2, 0),
+        "w4": after["w4"].reshape(12, 2, 4), "w5": after["w5"].T.reshape(3, 3, 4),
+    }  # fmt: skip
+    kernels = METHODS[name].target == "kernel"
+    for weight, value in blocks.items():
+        there = (value != 0).sum(2)
+        if not kernels or weight in ("w1", "w2", "w3"):
+            assert there.max() <= 2, weight
+            assert METHODS[name].may_keep_fewer or there.min() == 2, weight
+    told = result.report["sparsity"]["summary"]
+    assert "it has no kernels for 2:4; TensorRT has" in told
 
 
 def test_the_ends_stay_whole_where_asked():

@@ -1,0 +1,168 @@
+"""Making layers into two thin ones each: smaller and faster files, proven equal to the product of both, refitted.
+
+sites   = select(...)                       find:   layers that may become two
+ranks   = by_spectrum(...) or uniform(...)  decide: at which rank each stands
+model   = factorised(graph, splits)         do
+prove_factorised(...)                               equal to the original with the products as weights, or an error
+Repair(...).run(...)                                refit the second of each two, and whole layers that read what changed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxprune import account
+from onnxprune.budget.ranks import Ranks, Spectrum, by_target
+from onnxprune.calibration.fitting import fixed_batch
+from onnxprune.calibration.repair import LayerRepair, Repair
+from onnxprune.calibration.segments import Parts, reads
+from onnxprune.compensation.least_squares import least_squares, match_moments
+from onnxprune.contract import RankMethod
+from onnxprune.decide import ranks as decide
+from onnxprune.decide.evidence import check_weights
+from onnxprune.decide.weights import Site, Views, choose, sites
+from onnxprune.errors import NothingToPruneError, UsageError
+from onnxprune.figures import RankFigures
+from onnxprune.graph import find, prepare
+from onnxprune.graph.structure import Graph
+from onnxprune.jobs.job import Job, Outcome
+from onnxprune.jobs.weights import not_refitted
+from onnxprune.network import Layer, Network
+from onnxprune.request import WEIGHT_BUDGETS, Request
+from onnxprune.rewrite.cut import Cut
+from onnxprune.rewrite.factorise import Split, dense_twin, factorised, whole_twin
+from onnxprune.rewrite.prove import prove_factorised
+
+SOLVERS = {"least-squares": least_squares, "mean": match_moments}
+# Samples on which the thin layers are held against their product.
+PROOF_BATCH = 2
+
+
+@dataclass
+class RankJob(Job):
+    """The stages of the story are its methods, in the order of the story."""
+
+    foreign = MappingProxyType(
+        {"align": "auto", "kinds": (), "through_norms": False, "pattern": None, "sequential": None, "sparse_storage": False}
+    )
+
+    method: RankMethod
+
+    @classmethod
+    def check(cls, request: Request) -> None:
+        super().check(request)
+        if request.budget in WEIGHT_BUDGETS:
+            raise UsageError(f"the budget {request.budget!r} is for weights, not for ranks", "use auto, uniform or global")
+        if request.goal[0] == "latency":
+            raise UsageError("ranks are not chosen by measured latency", "give a target of macs instead")
+
+    def make(self) -> Outcome:
+        request = self.request
+        check_weights(self.graph, self.network)
+        found, left = sites(self.graph, self.network)
+        chosen, left = decide.select(self.graph, choose(found, request.only, request.skip, keep_ends=request.keep_ends), left)
+        with self.clock.stage("decide"):
+            views = Views(
+                self.graph, chosen, self.method, self.samples.calibration, self.batch(), self.device, request.seed, self.progress
+            )
+            seen = decide.RankViews(self.graph, views)
+            spectra = decide.spectra(self.method, seen)
+            ranks = self._ranks(spectra, chosen)
+            factors = decide.factors(self.method, seen, ranks)
+        splits = [Split(site.layers, factors[site.name]) for site in chosen if site.name in factors]
+        with self.clock.stage("rewrite"):
+            model = factorised(self.graph, splits)
+        with self.clock.stage("prove"):
+            twin = dense_twin(self.graph, splits)
+            difference = prove_factorised(self.graph, twin, model, self.samples.few(PROOF_BATCH), self.device)
+            del twin
+        with self.clock.stage("repair"):
+            done, unfit = self._repair(model)
+        return Outcome(model, done, unfit, self._told(found, spectra, ranks, left, difference))
+
+    def options(self) -> dict[str, Any]:
+        return {"keep_ends": self.request.keep_ends}
+
+    def _ranks(self, spectra: Sequence[Spectrum], chosen: Sequence[Site]) -> Ranks:
+        kind, share = self.request.goal
+        choices = decide.chooser(spectra, self.request.budget)
+        if kind == "channels":
+            ranks = choices(1 - share)
+        else:
+            shifts = bool(self.method.needs) or self.request.repair_kind != "none"
+            left = decide.measure(self.graph, self.network, chosen, kind, new_biases=shifts)
+            ranks = by_target(choices, left, share)
+        if share < 1 and all(rank is None for rank in ranks.values()):
+            raise NothingToPruneError("every layer that may become two stays whole at this ratio", "ask for more")
+        return ranks
+
+    def _repair(self, model: onnx.ModelProto) -> tuple[list[LayerRepair], dict[str, str]]:
+        """The result is the student; the original, an Identity before each layer that became two, is the teacher."""
+        kind = self.request.repair_kind
+        if kind == "none":
+            return [], {}
+        graph, _ = prepare(model, self.graph.inputs)
+        network = find(graph)
+        layers, left = self._refittable(graph, network)
+        teacher = Parts(graph, whole_twin(self.graph, model), self.graph.model)
+        worker = Repair(
+            graph, network, Cut(model, {}, {}), np.ones(network.channel_count, bool), solver=SOLVERS[kind], device=self.device,
+            seed=self.request.seed, teacher=teacher,
+        )  # fmt: skip
+        return worker.run(layers, self.samples.calibration, self.batch(), self.progress, sequential=True), left
+
+    def _refittable(self, graph: Graph, network: Network) -> tuple[list[Layer], dict[str, str]]:
+        """The second of each two layers and what reads their outputs, in order; those left out with the reason."""
+        known = {layer.node: layer for layer in network.layers}
+        changed: set[str] = set()
+        found: list[Layer] = []
+        left: dict[str, str] = {}
+        for index, node in enumerate(graph.nodes):
+            first = node.output[0] not in self.graph.producer
+            if not first and changed.isdisjoint(reads(graph, index)):
+                continue
+            changed.update(o for o in node.output if o)
+            layer = known.get(index)
+            if first or layer is None:
+                continue
+            if why := not_refitted(layer):
+                left[layer.name] = why
+            else:
+                found.append(layer)
+        return found, left
+
+    def _told(
+        self, found: Sequence[Site], spectra: Sequence[Spectrum], ranks: Ranks, left: Mapping[str, str], difference: float
+    ) -> dict[str, Any]:
+        known = {s.name: s for s in spectra}
+        rows = [_row(site, known.get(site.name), ranks.get(site.name), left) for site in found]
+        count = fixed_batch(self.samples.calibration.inputs) or min(PROOF_BATCH, self.samples.calibration.count)
+        equal = "exactly" if difference == 0 else f"to {difference:.0e}"
+        two = sum(row["rank"] is not None for row in rows)
+        layers = "1 matrix" if two == 1 else f"{two} matrices"
+        summary = f"before repair {layers} as two give what their products give, {equal} on {count} samples"
+        return {
+            "groups": account.group_figures(self.network, {}),
+            "ranks": rows,
+            "proof": {"summary": summary, "max_relative_difference": difference, "samples": count},
+        }
+
+
+def _row(site: Site, spectrum: Spectrum | None, rank: int | None, left: Mapping[str, str]) -> RankFigures:
+    """What became of one matrix."""
+    size = site.layer.weight_shape
+    before = int(np.prod(size))
+    reasons = [left[layer.name] for layer in site.layers if layer.name in left] or ["not chosen"]
+    whole = "its spectrum is flat" if spectrum is not None else reasons[0]
+    out, inputs = (spectrum.out, spectrum.inputs) if spectrum is not None else (0, 0)
+    return RankFigures(
+        name=site.name, layers=[layer.name for layer in site.layers], shape=list(size), rank=rank, parameters_before=before,
+        parameters=before if rank is None else rank * (out + inputs),
+        lost=None if spectrum is None else spectrum.loss(rank), reason=whole if rank is None else None,
+    )  # fmt: skip

@@ -45,7 +45,8 @@ class Method(ABC):
             if name not in self.options:
                 raise UnknownNameError(f"option of method {self.name!r} called", name, self.options)
             if isinstance(values[name], str) and not isinstance(self.options[name].default, str):
-                raise UsageError(f"option {name} of method {self.name!r} is {values[name]!r}", "give a number")
+                remedy = "give true or false" if isinstance(self.options[name].default, bool) else "give a number"
+                raise UsageError(f"option {name} of method {self.name!r} is {values[name]!r}", remedy)
         self.values: dict[str, Any] = {k: o.default for k, o in self.options.items()} | values
 
     def counter(self, kind: type[Statistic], matrix: Tensor | None) -> Statistic:

@@ -33,8 +33,9 @@ def draws_for(distinct: float, units: int) -> float:
 
 
 class _Uniform(WeightMethod):
-    """Every unit alike. Scores are all zero, for what is random is drawn in `decide`: a budget that compares layers then takes the
-    same share of each, which is what a draw over the whole network takes in expectation.
+    """Every unit alike. Scores are all zero, for what is random is drawn in `decide`.
+
+    A budget that compares layers then takes the same share of each, as a draw over the whole network does in expectation.
 
     replace   the paper's draws, with replacement (section 4.2; appendix E.2): as many as hit the wanted number of units in
               expectation, so that how many go varies from seed to seed. Never fewer than asked for: if the draws hit too few they

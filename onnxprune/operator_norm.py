@@ -6,8 +6,8 @@ circular_norm    Lemma 7 of Qian and Klabjan (Sedghi, Gupta, Long 2018): exact f
 norm_bound       from above, for every kind of padding and stride
 
 A convolution with zero padding is a part of a circular one on a map that is large enough to hold the padding, and one with a
-stride a part of that without: rows and columns are left out, which makes no norm larger. So the circular norm bounds them all. The
-Frobenius norm of the weights bounds nothing: 3 x 3 ones have 3, and lengthen a constant map 9 times.
+stride a part of that without: rows and columns are left out, which makes no norm larger. So the circular norm bounds them all.
+The Frobenius norm of the weights bounds nothing: 3 x 3 ones have 3, and lengthen a constant map 9 times.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _circle(layer: Layer) -> tuple[int, ...]:
 
 
 def operator_norm(layer: Layer, matrix: Tensor, *, iterations: int = 100, tolerance: float = 1e-7) -> float:
-    """||A||_2 by v <- A'Av from a seeded start; never above the norm, and mostly within a percent of it. Exact without a kernel."""
+    """||A||_2 by v <- A'Av from a seeded start: never above the norm, mostly within a percent of it, exact without a kernel."""
     if not layer.op.startswith("Conv") or prod(layer.geometry.kernel) == 1:
         return matrix_norm(matrix)
     weight = from_matrix(layer, matrix, layer.weight_shape).double()

@@ -87,7 +87,8 @@ def _among_ties(ranked: Tensor) -> Tensor:
     order = torch.argsort(run, stable=True)
     place = torch.empty(len(ranked), dtype=torch.float64)
     place[order] = (torch.arange(len(ranked)) - (lengths.cumsum(0) - lengths)[run[order]]).double()
-    return (place + 0.5) / lengths[run]
+    share: Tensor = (place + 0.5) / lengths[run]
+    return share
 
 
 def _without(counts: Sequence[int], floors: Sequence[int]) -> list[int]:

@@ -13,8 +13,8 @@ The Frobenius norm of the weights bounds nothing: 3 x 3 ones have 3, and lengthe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
-from math import ceil, inf, prod, sqrt
+from itertools import product, starmap
+from math import ceil, gcd, inf, prod, sqrt
 
 import torch
 import torch.nn.functional as fn
@@ -66,7 +66,7 @@ def norm_bound(layer: Layer, matrix: Tensor) -> float:
     if not layer.op.startswith("Conv") or prod(g.kernel) == 1:
         return matrix_norm(matrix)
     taps = matrix.reshape(*matrix.shape[:2], -1, *g.kernel)
-    reads = prod(ceil(k / s) for k, s in zip(g.kernel, g.strides, strict=True))
+    reads = prod(starmap(reads_of, zip(g.kernel, g.strides, g.dilations, strict=True)))
     if layer.op == "ConvTranspose":
         # Its adjoint is the convolution with the same strides, whose rows are our input channels.
         coarse = matrix_norm(taps.transpose(1, 2).flatten(2)) * sqrt(reads)
@@ -75,6 +75,11 @@ def norm_bound(layer: Layer, matrix: Tensor) -> float:
     sizes = _circle(layer)
     work = prod(sizes) / 2 * min(taps.shape[1:3]) ** 2 * max(taps.shape[1:3]) * taps.shape[0] * 8
     return min(coarse, circular_norm(taps, sizes, g.dilations) if work <= MOST_WORK else inf)
+
+
+def reads_of(kernel: int, stride: int, dilation: int) -> int:
+    """How many windows one input can be in, along one axis: those of its taps that a multiple of the stride leads to."""
+    return ceil(kernel / (stride // gcd(stride, dilation)))
 
 
 def _circle(layer: Layer) -> tuple[int, ...]:

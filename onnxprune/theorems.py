@@ -62,7 +62,12 @@ class Promise:
 
 def pruned(units: int, alpha: float) -> int:
     """floor(D^(1 - alpha)); a power that is a whole number stays one."""
-    return floor(float(units) ** (1 - alpha) + 1e-9)
+    return floor(exp(log(units) * (1 - alpha)) + 1e-9)
+
+
+def pruned_kernels(channels: int, alpha: float) -> int:
+    """floor(d^(2 - alpha)) of the d^2 2-D filters."""
+    return floor(exp(log(channels) * (2 - alpha)) + 1e-9)
 
 
 def alpha_of(ratio: float, units: int) -> float:
@@ -187,6 +192,8 @@ def _promise(alpha: float, error: float, confidence: float, outside: list[str]) 
 
 
 Theorem = Callable[[float], Promise]
+ChainTheorem = Callable[[Chain, float], Promise]
+WidthFormula = Callable[[Chain, float, float, float], float]
 
 
 def least_alpha(theorem: Theorem, epsilon: float, delta: float, most: float = 1.0) -> float | None:

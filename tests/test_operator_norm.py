@@ -10,7 +10,7 @@ import torch
 
 from onnxprune.matrix import output_spatial, to_matrix
 from onnxprune.network import Geometry, Layer
-from onnxprune.operator_norm import apply, circular_norm, matrix_norm, norm_bound, operator_norm
+from onnxprune.operator_norm import apply, circular_norm, matrix_norm, norm_bound, operator_norm, reads_of
 
 
 def layer(op, weight_shape, input_shape, *, strides=None, dilations=None, pads=None, output_padding=None, groups=1):
@@ -46,6 +46,7 @@ CASES = {
     "pads that differ": layer("Conv", (2, 2, 3, 2), (1, 2, 5, 6), pads=(2, 0, 1, 1)),
     "strided": layer("Conv", (3, 2, 3, 3), (1, 2, 7, 7), strides=(2, 2), pads=(1, 1, 1, 1)),
     "dilated": layer("Conv", (2, 2, 3, 3), (1, 2, 8, 8), dilations=(2, 3), pads=(2, 3, 2, 3)),
+    "dilated as far as strided": layer("Conv", (2, 2, 3, 3), (1, 2, 9, 9), strides=(2, 2), dilations=(2, 2), pads=(2, 2, 2, 2)),
     "grouped": layer("Conv", (6, 2, 3, 3), (1, 4, 5, 5), groups=2, pads=(1, 1, 1, 1)),
     "depthwise": layer("Conv", (4, 1, 3, 3), (1, 4, 5, 5), groups=4, pads=(1, 1, 1, 1)),
     "one by one, strided": layer("Conv", (3, 4, 1, 1), (1, 4, 5, 5), strides=(2, 2)),
@@ -113,6 +114,16 @@ def test_work_beyond_the_limit_falls_back_to_the_coarse_bound(monkeypatch):
         exact = float(torch.linalg.matrix_norm(written_out(found, weight), 2))
         bound = norm_bound(found, to_matrix(found, weight))
         assert exact * (1 - 1e-9) <= bound <= 5 * exact
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+@pytest.mark.parametrize("dilation", [1, 2, 3])
+def test_how_many_windows_one_input_can_be_in(kernel, stride, dilation):
+    windows = [
+        sum(start + tap * dilation == place for start in range(0, 60, stride) for tap in range(kernel)) for place in range(60)
+    ]
+    assert reads_of(kernel, stride, dilation) == max(windows)
 
 
 def test_matrices_of_groups_count_as_one_block_diagonal_matrix():

@@ -10,8 +10,23 @@ import scipy.stats
 import torch
 
 from onnxprune.theorems import (
-    LOADS, Chain, Maps, Norms, Reach, alpha_of, best_kernels, kernels, least_alpha, magnitude, magnitude_width, most_alpha,
-    most_kernel_alpha, pruned, random, random_width, through,
+    LOADS,
+    Chain,
+    Maps,
+    Norms,
+    Reach,
+    alpha_of,
+    best_kernels,
+    kernels,
+    least_alpha,
+    magnitude,
+    magnitude_width,
+    most_alpha,
+    most_kernel_alpha,
+    pruned,
+    random,
+    random_width,
+    through,
 )  # fmt: skip
 from onnxprune.weight_moments import weight_moments
 
@@ -109,7 +124,7 @@ def test_the_width_that_a_theorem_asks_for_is_enough(theorem, width):
     assert promise.error <= epsilon
     assert promise.confidence >= 1 - delta
     assert not promise.outside
-    narrow = Chain((5, *(math.ceil(d / 1e4),) * 3, 5), chain.norms, **given)
+    narrow = Chain((5, *(math.ceil(d**0.5),) * 3, 5), chain.norms, **given)
     assert theorem(narrow, alpha).error > epsilon or theorem(narrow, alpha).confidence < 1 - delta
 
 

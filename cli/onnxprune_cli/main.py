@@ -12,13 +12,14 @@ from typing import Any, NoReturn
 
 import click
 
+from onnxprune_cli.bounds_command import bounds
 from onnxprune_cli.compare_command import compare
 from onnxprune_cli.doctor_command import doctor
 from onnxprune_cli.inspect_command import inspect
 from onnxprune_cli.methods_command import methods
 from onnxprune_cli.prune_command import prune
 
-COMMANDS = (prune, inspect, compare, methods, doctor)
+COMMANDS = (prune, inspect, compare, bounds, methods, doctor)
 DEFAULT = prune
 TRACEBACKS = "onnxprune.tracebacks"
 EXAMPLES = """\b

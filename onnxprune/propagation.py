@@ -1,7 +1,7 @@
 """How far a pruned network can be from the original, node by node: norms and errors over a ball of inputs.
 
 Nothing is run: layers lengthen by their operator norm, activations by their Lipschitz constant, sums add up, concatenations
-add up as squares. It holds for every input and every pruning. Where there is no rule for a node, nothing is said of what it makes.
+add up as squares. It holds for every input and every pruning. Of what a node without a rule makes, nothing is said.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ class _Bounded:
 
     def matrix(self, name: str) -> Tensor:
         layer = self.layers[name]
-        return to_matrix(layer, tensor(self.graph, layer.weight, "cpu"))
+        return to_matrix(layer, tensor(self.graph, layer.weight, "cpu")).contiguous()
 
     def goes(self, ratio: float) -> dict[str, int]:
         return {name: self.weights(name) - round((1 - ratio) * self.weights(name)) for name in self.inner}

@@ -238,8 +238,9 @@ class Network:
     norms: normalisations that some channels go through.
     idle_pins: those that keep no weights from leaving (no parameter is made along them).
     quantised: parameter -> what its integers stand for.
-    measured: channels whose values count also where no weights read them: two activations are multiplied and summed over them
-              (attention), or a scale is set by all of them at run time. A twin without them has to make them zero.
+    measured: channels whose values count also where no weights read them: a scale is set by all of them at run time, or two
+              activations of integers are multiplied and summed over them. A twin without them has to make them zero.
+    sums: where two activations are multiplied and summed over channels (attention). A twin has zeros in one of them there.
     """
 
     layers: tuple[Layer, ...]
@@ -258,6 +259,7 @@ class Network:
     quantised: Mapping[str, Quantised] = field(default_factory=dict, repr=False)
     measured: Ints = field(default_factory=lambda: np.empty(0, np.int64), repr=False)
     norms: tuple[Norm, ...] = field(default=(), repr=False)
+    sums: tuple[Norm, ...] = field(default=(), repr=False)
 
     @cached_property
     def layer(self) -> dict[str, Layer]:

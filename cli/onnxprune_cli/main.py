@@ -17,9 +17,10 @@ from onnxprune_cli.compare_command import compare
 from onnxprune_cli.doctor_command import doctor
 from onnxprune_cli.inspect_command import inspect
 from onnxprune_cli.methods_command import methods
+from onnxprune_cli.papers_command import papers
 from onnxprune_cli.prune_command import prune
 
-COMMANDS = (prune, inspect, compare, bounds, methods, doctor)
+COMMANDS = (prune, inspect, compare, bounds, methods, papers, doctor)
 DEFAULT = prune
 TRACEBACKS = "onnxprune.tracebacks"
 EXAMPLES = """\b

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from onnxprune.experiments import probabilistic  # registers its experiments
+from onnxprune.experiments.case import no_case, open_case
 from onnxprune.experiments.experiment import EXPERIMENTS, Case, Experiment, Figure, Line, Result, experiment
 
-__all__ = ["EXPERIMENTS", "Case", "Experiment", "Figure", "Line", "Result", "experiment"]
+__all__ = ["EXPERIMENTS", "Case", "Experiment", "Figure", "Line", "Result", "experiment", "no_case", "open_case", "probabilistic"]

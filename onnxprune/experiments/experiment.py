@@ -50,7 +50,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Result:
-    """What came out. rows: cells as they are to be shown, under `header`; remarks: where ours differs from the paper's, and why."""
+    """What came out. rows: cells as they are to be shown, under `header`; remarks: where ours differs, by how much and why.
+
+    The first figure is the one that the paper has, or would have had.
+    """
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]

@@ -44,12 +44,13 @@ def with_cells(
         unit[fine[joint.marginals[axis]]] = -1  # no channel, but the name of one position in all blocks
     places = _places(flow, soft, fine)
     mark = _marks(soft, places, fine, count)
+    on = _places_of(places, count)
     made = np.zeros(count, bool)
     for place in places:
         if slots[place.slot].role == "makes":
             made[place.fine] = True
     names = {layer.node: layer.name for layer in layers}
-    return tuple(replace(g, cells=_cells(g, unit, mark, made, places, slots, names)) for g in groups)
+    return tuple(replace(g, cells=_cells(g, unit, mark, made, on, slots, names)) for g in groups)
 
 
 def _soft(flow: Flow, chosen: Chosen) -> list[tuple[Joint, int]]:
@@ -130,9 +131,19 @@ def _marks(soft: Chosen, places: Sequence[Place], fine: Ints, count: int) -> Int
     return mark
 
 
+def _places_of(places: Sequence[Place], count: int) -> list[list[Place]]:
+    """The places that each finer channel lies on."""
+    found: list[list[Place]] = [[] for _ in range(count)]
+    for place in places:
+        for channel in np.unique(place.fine).tolist():
+            found[channel].append(place)
+    return found
+
+
 def _cells(
-    group: Group, unit: Ints, mark: Ints, made: Bools, places: Sequence[Place], slots: Sequence[Slot], names: Mapping[int, str]
-) -> tuple[Group, ...]:
+    group: Group, unit: Ints, mark: Ints, made: Bools, on: Sequence[Sequence[Place]], slots: Sequence[Slot],
+    names: Mapping[int, str],
+) -> tuple[Group, ...]:  # fmt: skip
     """Finer channels with the same mark, where each channel of the group has as many of them and some layer makes them."""
     place = np.full(int(max(unit.max(), group.ids.max())) + 2, -1, np.int64)
     place[group.ids] = np.arange(group.size)
@@ -145,6 +156,7 @@ def _cells(
         per = np.bincount(place[unit[own]], minlength=group.size)
         if bool(made[own].all()) and per.min() == per.max():
             ids = own[np.argsort(place[unit[own]], kind="stable")]
+            places = on[ids[0]]  # those of one mark lie on the same
             found.append(_cell(f"{group.name}[{len(found)}]", group, ids, places, slots, names, len(mark)))
     return tuple(found)
 
@@ -159,8 +171,6 @@ def _cell(
     for place in places:
         rows = at[place.fine]
         hits = np.flatnonzero(rows >= 0)
-        if not len(hits):
-            continue
         order = hits[np.argsort(rows[hits], kind="stable")]
         members.append(Member(place.slot, order.reshape(len(ids), -1), place.block))
         slot = slots[place.slot]

@@ -10,6 +10,9 @@ import onnx
 
 from onnxprune.errors import ModelError
 
+# Kinds of attribute that have tensors inside.
+HOLDING = {onnx.AttributeProto.TENSOR, onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}
+
 
 def tensors(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
     """Every stored tensor with a name of its own: initializers by theirs, values inside nodes and subgraphs by their place."""
@@ -21,6 +24,8 @@ def _of_graph(graph: onnx.GraphProto, prefix: str) -> Iterator[tuple[str, onnx.T
         yield prefix + tensor.name, tensor
     for node in graph.node:
         for attribute in node.attribute:
+            if attribute.type not in HOLDING:
+                continue
             place = f"{prefix}{' '.join(node.output)} {attribute.name} "
             if attribute.type == onnx.AttributeProto.TENSOR:
                 yield place, attribute.t
@@ -63,7 +68,7 @@ def _content(file: Path, entry: dict[str, str], tensor: onnx.TensorProto) -> byt
             content = stream.read(length)
     except OSError as error:
         raise ModelError(f"external data file {file} cannot be read ({error.strerror})", "check its permissions") from error
-    needed = _bytes_of(tensor)
+    needed = bytes_of(tensor)
     if needed is not None and len(content) != needed:
         raise ModelError(
             f"tensor {tensor.name!r} {list(tensor.dims)} needs {needed} bytes, but its entry in {file} has {len(content)}",
@@ -72,7 +77,7 @@ def _content(file: Path, entry: dict[str, str], tensor: onnx.TensorProto) -> byt
     return content
 
 
-def _bytes_of(tensor: onnx.TensorProto) -> int | None:
+def bytes_of(tensor: onnx.TensorProto) -> int | None:
     """Bytes of a tensor; None where elements are packed or unknown."""
     try:
         kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)

@@ -17,10 +17,9 @@ from onnx import TensorProto, defs, helper, numpy_helper, shape_inference
 
 from onnxprune.errors import ModelError
 from onnxprune.graph.arithmetic import compute
-from onnxprune.graph.surgeon import WITH_SUBGRAPHS
+from onnxprune.graph.light import SMALL, light
+from onnxprune.graph.surgeon import WITH_SUBGRAPHS, delete
 
-# Values with more elements than this are weights, not shape arithmetic.
-SMALL = 4096
 # How often inference at open sizes is told what was found, at most: a chain of shuffles needs a round for each.
 ROUNDS = 64
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
@@ -62,8 +61,9 @@ class Facts:
         self.functions = {(f.domain, f.name): f for f in model.functions}
         self.declared = {v.name: v.type for v in [*model.graph.value_info, *model.graph.output]}
         self._arithmetic: list[onnx.NodeProto] = []
-        light = _without_weights(model)
-        self.known = _inferred(_at(light, inputs))
+        self._tiles: list[onnx.NodeProto] = []
+        small = _standard(light(model))
+        self.known = _inferred(_at(small, inputs))
         elements = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}
         for sparse in model.graph.sparse_initializer:
             self._type(sparse.values.name, sparse.values.data_type, tuple(sparse.dims))
@@ -71,7 +71,7 @@ class Facts:
         for name, shape in inputs.items():
             self._type(name, elements[name], shape)
         self.follow(model, parameters)
-        self._fix(light, {v.name: v.type for v in model.graph.input if v.name in inputs})
+        self._fix(small, {v.name: v.type for v in model.graph.input if v.name in inputs})
 
     def follow(self, model: onnx.ModelProto, parameters: Mapping[str, TensorProto]) -> None:
         """Learn what is not known yet: of all tensors at first, of new names after the model was changed."""
@@ -97,6 +97,8 @@ class Facts:
         names = [name for name in node.input if name]
         if self.constants.issuperset(names) and node.op_type not in RANDOM and not _has_graph(node):
             self.constants.update(o for o in node.output if o)
+        elif node.op_type == "Tile":
+            self._tiles.append(node)
         if all(name in self.shapes for name in node.output if name):
             return
         domain = "" if node.domain == "ai.onnx" else node.domain
@@ -122,17 +124,21 @@ class Facts:
 
     def _fix(self, light: onnx.ModelProto, inputs: Types) -> None:
         """Find out which values are the same at all sizes."""
-        waiting = self._arithmetic
+        waiting, moved = self._arithmetic, set(self.fixed)
+        self._told: set[str] = {v.name for v in light.graph.value_info}
         for _ in range(ROUNDS):
             self.symbolic = _inferred(light) | inputs
             for node in waiting:
-                self._mark(node)
-            found = [n for node in waiting for n in node.output if n in self.fixed and bool(self.fixed[n].all())]
-            if not found:
+                if node.op_type in ("Shape", "Size") or not moved.isdisjoint(node.input):
+                    moved.update(self._mark(node))
+            found = [node for node in waiting if all(bool(self.fixed[o].all()) for o in node.output if o)]
+            tiled = [info for node in self._tiles if (info := self._tiled(node)) is not None]
+            if not found and not tiled:
                 return
-            _tell(light, {name: self.values[name] for name in found})
-            settled = set(found)
-            waiting = [node for node in waiting if not all(o in settled for o in node.output if o)]
+            light.graph.value_info.extend(tiled)
+            _tell(light, {o: self.values[o] for node in found for o in node.output if o})
+            settled = {node.output[0] for node in found}
+            waiting, moved = [node for node in waiting if node.output[0] not in settled], set()
 
     def _infer_alone(self, node: onnx.NodeProto, names: list[str], domain: str) -> None:
         if not all(name in self.shapes for name in names) or domain not in self.opsets:
@@ -195,8 +201,8 @@ class Facts:
             return False
         return all(prod(self.shapes.get(o, (1,))) <= SMALL for o in outputs)
 
-    def _mark(self, node: onnx.NodeProto) -> None:
-        """Which entries of a node's outputs are fixed, as far as is known of its inputs."""
+    def _mark(self, node: onnx.NodeProto) -> list[str]:
+        """Which entries of a node's outputs are fixed, as far as is known of its inputs. Returns those with news."""
         outputs = [o for o in node.output if o]
         names = [name for name in node.input if name]
         if node.op_type in ("Shape", "Size"):
@@ -209,19 +215,37 @@ class Facts:
             masks = [self._entrywise(node, names)]
         else:
             masks = None
-        for name, mask in zip(outputs, masks or (np.zeros(self.values[o].shape, bool) for o in outputs), strict=False):
-            self.fixed[name] = mask
+        if masks is None:
+            return []
+        news = [name for name, mask in zip(outputs, masks, strict=False) if (mask != self.fixed[name]).any()]
+        self.fixed.update(zip(outputs, masks, strict=False))
+        return news
 
     def _fixed_axes(self, node: onnx.NodeProto) -> NDArray[np.bool_]:
         """Shape and Size: fixed where the length of the axis is."""
-        proto, rank = self.symbolic.get(node.input[0]), len(self.shapes[node.input[0]])
-        if node.input[0] in self.constants:
-            fixed = np.ones(rank, bool)
-        elif proto is None or len(proto.tensor_type.shape.dim) != rank:
-            fixed = np.zeros(rank, bool)
-        else:
-            fixed = np.array([d.HasField("dim_value") for d in proto.tensor_type.shape.dim], bool)
+        fixed = self._fixed_lengths(node.input[0])
         return np.asarray(fixed.all()) if node.op_type == "Size" else _measured(node, fixed)
+
+    def _fixed_lengths(self, name: str) -> NDArray[np.bool_]:
+        """Which axes of a tensor are as long in every run."""
+        proto, rank = self.symbolic.get(name), len(self.shapes[name])
+        if name in self.constants:
+            return np.ones(rank, bool)
+        if proto is None or len(proto.tensor_type.shape.dim) != rank:
+            return np.zeros(rank, bool)
+        return np.array([d.HasField("dim_value") for d in proto.tensor_type.shape.dim], bool)
+
+    def _tiled(self, node: onnx.NodeProto) -> onnx.ValueInfoProto | None:
+        """Lengths of a Tile that inference leaves open: it wants to know how often each axis is repeated, or none."""
+        name, times = node.output[0], node.input[1]
+        if times not in self.fixed or name not in self.shapes or name in self._told:
+            return None
+        fixed = self._fixed_lengths(node.input[0]) & self.fixed[times]
+        if not (fixed & ~self._fixed_lengths(name)).any():
+            return None
+        self._told.add(name)
+        dims = [n if known else None for n, known in zip(self.shapes[name], fixed, strict=True)]
+        return helper.make_tensor_value_info(name, self.types[name], dims)
 
     def _moved(self, node: onnx.NodeProto) -> list[NDArray[np.bool_]] | None:
         """Which entries of a moved value are fixed: the node is run on the marks of its data inputs."""
@@ -259,28 +283,19 @@ def _measured(node: onnx.NodeProto, whole: NDArray[Any]) -> NDArray[Any]:
     return whole[given.get("start", 0) : given.get("end", len(whole))]
 
 
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with the numbers of small parameters alone: all that inference looks at."""
-    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
-    light.graph.name = model.graph.name or "light"
-    light.graph.input.extend(model.graph.input)
-    light.graph.output.extend(model.graph.output)
-    light.graph.value_info.extend(model.graph.value_info)
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
-    shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-            tensor = node.attribute[0].t
-            if prod(tensor.dims) > SMALL:
-                light.graph.initializer.add(name=node.output[0], dims=tensor.dims, data_type=tensor.data_type)
-                continue
-        light.graph.node.extend(_stand_in(node, opset, shapes))
-    for tensor in model.graph.initializer:
-        if prod(tensor.dims) > SMALL or tensor.data_location == TensorProto.EXTERNAL:
-            light.graph.initializer.add(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
-        else:
-            light.graph.initializer.append(tensor)
-    return light
+def _standard(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with nodes that stand for those that ONNX does not know, in place."""
+    graph = model.graph
+    if any((node.domain, node.op_type) in STAND_INS for node in graph.node):
+        opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+        shapes = {t.name: list(t.dims) for t in graph.initializer} | {
+            i.name: [d.dim_value for d in i.type.tensor_type.shape.dim] for i in graph.input
+        }
+        nodes = onnx.GraphProto()
+        nodes.node.extend(part for node in graph.node for part in _stand_in(node, opset, shapes))
+        graph.ClearField("node")
+        graph.node.extend(nodes.node)
+    return model
 
 
 def _stand_in(node: onnx.NodeProto, opset: int, shapes: Mapping[str, Sequence[int]]) -> Sequence[onnx.NodeProto]:
@@ -291,10 +306,8 @@ def _stand_in(node: onnx.NodeProto, opset: int, shapes: Mapping[str, Sequence[in
 
 def _tell(light: onnx.ModelProto, known: Mapping[str, NDArray[Any]]) -> None:
     """Put numbers in the place of the nodes that compute them, in place."""
-    left = onnx.GraphProto()
-    left.node.extend(node for node in light.graph.node if not (node.output and all(o in known for o in node.output if o)))
-    light.graph.ClearField("node")
-    light.graph.node.extend(left.node)
+    doomed = [i for i, node in enumerate(light.graph.node) if node.output and node.output[0] in known]
+    delete(light.graph.node, doomed)
     light.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in known.items())
 
 

@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from math import prod
-from typing import Any
 
 import numpy as np
 from onnx import helper
@@ -25,6 +24,8 @@ KINDS: tuple[Kind, ...] = ("head", "expert", "recurrent", "head-width", "embeddi
 UNREAD = "no layer reads these channels"
 ALONE = "all of it is one channel, which can only go as a whole"
 GIVEN_WAY = "another axis of the same split loses slices in place of this one"
+# parameter -> node that reads it -> axis -> its length
+Axes = dict[str, dict[int, dict[int, Axis]]]
 
 
 def find(graph: Graph, *, inner: bool = False, through_norms: bool = False) -> Network:
@@ -51,6 +52,7 @@ def find(graph: Graph, *, inner: bool = False, through_norms: bool = False) -> N
     groups, loose, alone = _groups(slots, names, layers, joint_pins, summed, kinds, count)
     groups = with_cells(flow, chosen, channel, groups, slots, layers)
     given_way = _flags(merged[held & ~pinned], count) & ~_flags(merged[pinned], count)
+    axes = _axes(slots, groups, count)
     pins = _pins(flow, channel, slots, layers, {UNREAD: loose, ALONE: alone})
     return Network(
         layers=layers,
@@ -63,11 +65,12 @@ def find(graph: Graph, *, inner: bool = False, through_norms: bool = False) -> N
         tensor_channels={t: {a: channel[v] for a, v in axes.items()} for t, axes in flow.tensors.items()},
         shapes=graph.shapes,
         input_shapes=graph.inputs,
-        mac_terms=_mac_terms(graph, layers, flow.work, slots, groups, count),
-        parameter_terms=_parameter_terms(graph, slots, groups, count),
+        mac_terms=_mac_terms(graph, layers, flow.work, axes),
+        parameter_terms=_parameter_terms(graph, axes),
         element_bytes={name: helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for name, t in graph.parameters.items()},
         quantised=flow.quantised,
-        measured=channel[np.concatenate([np.empty(0, np.int64), *flow.measured, *flow.summed])],
+        measured=channel[np.concatenate([np.empty(0, np.int64), *flow.measured])],
+        sums=tuple(flow.sums),
         new_bias_terms=_new_bias_terms(layers, {t: channel[v[1]] for t, v in flow.tensors.items() if 1 in v}, groups, count),
     )
 
@@ -113,24 +116,36 @@ def _groups(
     loose, alone = ~pinned & present & ~free, np.zeros(count, bool)
     # A random number per slot, summed over a channel's positions, is equal for two channels exactly when their members are.
     marks = np.random.default_rng(0).integers(1, 2**62, len(slots), dtype=np.int64)
+    every = np.concatenate([np.empty(0, np.int64), *(slot.channels for slot in slots)])
     signature = np.zeros(count, np.int64)
-    first = np.full(count, np.iinfo(np.int64).max)
-    for number, slot in enumerate(slots):
-        np.add.at(signature, slot.channels, marks[number])
-        np.minimum.at(first, slot.channels, number * 2**32 + np.arange(len(slot.channels)))
+    np.add.at(signature, every, np.repeat(marks, [len(slot.channels) for slot in slots]))
+    first = np.zeros(count, np.int64)
+    first[every[::-1]] = np.arange(len(every))[::-1]
+    ordered = np.flatnonzero(free)[np.argsort(first[free], kind="stable")]
     found: dict[int, list[int]] = {}
-    for c in np.flatnonzero(free)[np.argsort(first[free], kind="stable")]:
-        found.setdefault(int(signature[c]), []).append(int(c))
+    for c, own in zip(ordered.tolist(), signature[ordered].tolist(), strict=True):
+        found.setdefault(own, []).append(c)
     by_node = {layer.node: layer for layer in layers}
+    on = _slots_of([ids[0] for ids in found.values()], slots, count)
     groups: dict[str, Group] = {}
     for ids in found.values():
         if len(ids) == 1:
             alone[ids] = True
             continue
-        group = _group(np.array(ids, np.int64), slots, names, by_node, kinds, count)
+        group = _group(np.array(ids, np.int64), slots, on[ids[0]], names, by_node, kinds, count)
         name = _unique(group.name, groups)
         groups[name] = replace(group, name=name)
     return tuple(groups.values()), loose, alone
+
+
+def _slots_of(channels: Sequence[int], slots: Sequence[Slot], count: int) -> dict[int, list[int]]:
+    """The numbers of the slots that each of these channels lies on."""
+    asked = _flags(np.array(channels, np.int64), count)
+    found: dict[int, list[int]] = {c: [] for c in channels}
+    for number, slot in enumerate(slots):
+        for channel in dict.fromkeys(slot.channels[asked[slot.channels]].tolist()):
+            found[channel].append(number)
+    return found
 
 
 def _unique(name: str, taken: Container[str]) -> str:
@@ -140,18 +155,18 @@ def _unique(name: str, taken: Container[str]) -> str:
 
 
 def _group(
-    ids: Ints, slots: Sequence[Slot], names: Mapping[int, str], by_node: Mapping[int, Layer], kinds: Mapping[int, Kind],
-    count: int,
+    ids: Ints, slots: Sequence[Slot], on: Sequence[int], names: Mapping[int, str], by_node: Mapping[int, Layer],
+    kinds: Mapping[int, Kind], count: int,
 ) -> Group:  # fmt: skip
+    """on: the numbers of the slots that every one of the channels `ids` lies on."""
     place = np.full(count, -1, np.int64)
     place[ids] = np.arange(len(ids))
     members, makers, readers = [], [], []
     first = ""
-    for number, slot in enumerate(slots):
+    for number in on:
+        slot = slots[number]
         rows = place[slot.channels]
         hits = np.flatnonzero(rows >= 0)
-        if not len(hits):
-            continue
         order = hits[np.argsort(rows[hits], kind="stable")]
         members.append(Member(number, order.reshape(len(ids), -1)))
         name = names.get(slot.node, slot.parameter)
@@ -198,10 +213,9 @@ def _pins(flow: Flow, channel: Ints, slots: Sequence[Slot], layers: Sequence[Lay
 
 
 def _axis(channels: Ints, groups: Sequence[Group], member_of: Ints) -> Axis:
-    owner = member_of[channels]
-    names, counts = np.unique(owner[owner >= 0], return_counts=True)
-    per = {groups[int(g)].name: int(n) // groups[int(g)].size for g, n in zip(names, counts, strict=True)}
-    return Axis(int((owner < 0).sum()), per)
+    counts = np.bincount(member_of[channels] + 1)
+    found = np.flatnonzero(counts[1:]).tolist()
+    return Axis(int(counts[0]), {groups[g].name: int(counts[g + 1]) // groups[g].size for g in found})
 
 
 def _member_of(groups: Sequence[Group], count: int) -> Ints:
@@ -211,21 +225,24 @@ def _member_of(groups: Sequence[Group], count: int) -> Ints:
     return found
 
 
-def _mac_terms(
-    graph: Graph, layers: Sequence[Layer], work: Sequence[tuple[int, int, int]], slots: Sequence[Slot],
-    groups: Sequence[Group], count: int,
-) -> tuple[Term, ...]:  # fmt: skip
-    """Of every layer, and of the weights that recurrent nodes hold besides."""
+def _axes(slots: Sequence[Slot], groups: Sequence[Group], count: int) -> Axes:
     member_of = _member_of(groups, count)
+    found: Axes = {}
+    for slot in slots:
+        found.setdefault(slot.parameter, {}).setdefault(slot.node, {})[slot.axis] = _axis(slot.channels, groups, member_of)
+    return found
+
+
+def _mac_terms(graph: Graph, layers: Sequence[Layer], work: Sequence[tuple[int, int, int]], axes: Axes) -> tuple[Term, ...]:
+    """Of every layer, and of the weights that recurrent nodes hold besides."""
     terms = []
     products = [(layer.name, layer.node, layer.weight, layer.macs) for layer in layers]
     for node, position, macs in work:
         stored = graph.stored(graph.input(node, position))
         products.append((graph.label(node), node, stored.parameter if stored else "", macs))
     for name, node, weight, macs in products:
-        axes = {s.axis: s.channels for s in slots if s.node == node and s.parameter == weight}
-        sizes = prod(len(channels) for channels in axes.values())
-        terms.append(Term(name, macs // sizes, tuple(_axis(channels, groups, member_of) for channels in axes.values())))
+        own = axes.get(weight, {}).get(node, {})
+        terms.append(Term(name, macs // prod(graph.parameters[weight].dims[a] for a in own), tuple(own.values())))
     return tuple(terms)
 
 
@@ -236,16 +253,14 @@ def _new_bias_terms(layers: Sequence[Layer], made: Mapping[str, Ints], groups: S
     return tuple(Term(layer.weight, 1, (_axis(made[layer.output], groups, member_of),)) for layer in bare)
 
 
-def _parameter_terms(graph: Graph, slots: Sequence[Slot], groups: Sequence[Group], count: int) -> tuple[Term, ...]:
-    member_of = _member_of(groups, count)
-    axes: dict[str, dict[int, Axis]] = {}
-    for slot in slots:
-        axes.setdefault(slot.parameter, {}).setdefault(slot.axis, _axis(slot.channels, groups, member_of))
+def _parameter_terms(graph: Graph, axes: Axes) -> tuple[Term, ...]:
     terms = []
     for name, tensor in graph.parameters.items():
         if tensor.data_type not in WEIGHTS:
             continue
-        own: dict[int, Any] = axes.get(name, {})
+        own: dict[int, Axis] = {}
+        for read in axes.get(name, {}).values():
+            own = read | own
         rest = prod(n for a, n in enumerate(tensor.dims) if a not in own)
         terms.append(Term(name, int(rest), tuple(own.values())))
     return tuple(terms)

@@ -65,7 +65,7 @@ def _knots(joints: Sequence[Joint], channel: Ints, pinned: Bools) -> list[list[J
     """Joints that share channels which are not pinned anyway."""
     owner, member = [], []
     for number, joint in enumerate(joints):
-        touched = np.unique(channel[np.concatenate([joint.labels.reshape(-1), *joint.marginals])])
+        touched = _channels([joint], channel, len(pinned))
         touched = touched[~pinned[touched]]
         owner.append(np.full(len(touched), number))
         member.append(touched + len(joints))
@@ -82,8 +82,11 @@ def _knots(joints: Sequence[Joint], channel: Ints, pinned: Bools) -> list[list[J
 
 def _choose(knot: Sequence[Joint], channel: Ints, pinned: Bools, heads: Bools, *, backwards: bool) -> Choice:
     """Decide joint by joint: the first axis (or the last) of which something can still go."""
-    ids = np.unique(channel[np.concatenate([part.reshape(-1) for j in knot for part in (j.labels, *j.marginals)])])
-    local = [Joint(_local(ids, channel, j.labels), tuple(_local(ids, channel, m) for m in j.marginals)) for j in knot]
+    ids = _channels(knot, channel, len(pinned))
+    place = np.zeros(len(pinned), np.int64)
+    place[ids] = np.arange(len(ids))
+    here = place[channel]
+    local = [Joint(here[j.labels], tuple(here[m] for m in j.marginals)) for j in knot]
     held = pinned[ids].copy()
     ties: list[tuple[Ints, Ints]] = []
     chosen: list[int] = []
@@ -103,17 +106,24 @@ def _choose(knot: Sequence[Joint], channel: Ints, pinned: Bools, heads: Bools, *
         links = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(len(ids), len(ids)))
         part = connected_components(links, directed=False)[1].astype(np.int64)
     free = ~_spread(held, part)
-    positions = np.unique(np.concatenate([j.labels.reshape(-1) for j in local]))
-    freed = positions[free[positions]]
-    units = len(np.unique(part[freed]))
+    lies = np.zeros(len(ids), bool)
+    for joint in local:
+        lies[joint.labels] = True
+    freed = np.flatnonzero(lies & free)
+    units = int(np.count_nonzero(np.bincount(part[freed])))
     attention = bool((free & _spread(heads[ids], part)).any())
     # A single unit can never go: it would be all there is.
     freely = len(freed) if units > 1 else 0
     return Choice(tuple((ids[a], ids[b]) for a, b in ties), ids[held], tuple(chosen), freely, units, attention)
 
 
-def _local(ids: Ints, channel: Ints, labels: Ints) -> Ints:
-    return np.searchsorted(ids, channel[labels])
+def _channels(joints: Sequence[Joint], channel: Ints, count: int) -> Ints:
+    """The channels that lie on some of these splits."""
+    mask = np.zeros(count, bool)
+    for joint in joints:
+        for labels in (joint.labels, *joint.marginals):
+            mask[channel[labels]] = True
+    return np.flatnonzero(mask)
 
 
 def _spread(marked: Bools, part: Ints) -> Bools:

@@ -61,7 +61,8 @@ class Flow:
     sizes   shape arithmetic that carries channel counts: entry i of a tensor counts the labels counted[sizes[tensor][i]];
             -1 is a plain number
     kinds   labels that are more than a plain channel (heads, recurrent units ...)
-    summed  labels over which two activations are multiplied and summed: zero there is as good as gone
+    summed  labels over which two activations are multiplied and summed
+    sums    where: like norms that count what is gone as zero
     blocks  grouped convolution -> the labels of its groups
     norms   normalisations whose channels may go (only if through_norms), and the labels that they look at
     work    (node, input, multiplications) of weights that are no layer's
@@ -85,6 +86,7 @@ class Flow:
         self.joints: list[Joint] = []
         self.kinds: list[tuple[Ints, Kind]] = []
         self.summed: list[Ints] = []
+        self.sums: list[Norm] = []
         self.blocks: dict[int, Ints] = {}
         self.work: list[tuple[int, int, int]] = []
         self.quantised: dict[str, Quantised] = {}

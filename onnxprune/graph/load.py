@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx.parser
@@ -15,8 +17,9 @@ from google.protobuf.message import DecodeError, EncodeError
 
 from onnxprune.errors import ModelError
 from onnxprune.graph import surgeon
-from onnxprune.graph.external import read_external, tensors
+from onnxprune.graph.external import bytes_of, read_external, tensors
 from onnxprune.graph.inline import inline
+from onnxprune.graph.light import SMALL, light
 from onnxprune.graph.unfuse import unfuse
 
 # Above this a protobuf cannot be serialised (2 GiB) and the checker cannot be asked.
@@ -54,17 +57,18 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> ModelFile:
         model = onnx.ModelProto()
         model.CopyFrom(source)
         path, external = None, read_external(model, Path(), None)
-        digest, size = _fingerprint(model)
+        fingerprint, size = _fingerprint(model)
     else:
         path = Path(source)
-        model = _parse(path)
+        model, digest, size = _parse(path)
         external = read_external(model, path.parent, path)
-        files = [path, *(path.parent / location for location in sorted(set(external.values())))]
-        digest, size = _digest(files)
+        files = [path.parent / location for location in sorted(set(external.values()))]
+        size += _digest(digest, files)
+        fingerprint = digest.hexdigest()
     if not model.graph.node:
         raise ModelError(f"{path or 'the model'} holds no nodes", "give a file that an ONNX exporter wrote")
     notes = [*_dissolve(model), *_check(model, str(path or "the model"))]
-    return ModelFile(model, path, digest, size, external, tuple(notes))
+    return ModelFile(model, path, fingerprint, size, external, tuple(notes))
 
 
 def _dissolve(model: onnx.ModelProto) -> list[str]:
@@ -78,18 +82,21 @@ def _dissolve(model: onnx.ModelProto) -> list[str]:
     return notes
 
 
-def _parse(path: Path) -> onnx.ModelProto:
+def _parse(path: Path) -> tuple[onnx.ModelProto, hashlib._Hash, int]:
+    """The model as it stands in its file, its digest so far and its size: it is read once only."""
+    form: Any = onnx.serialization.registry.get_format_from_file_extension(path.suffix) or "protobuf"
     try:
         _look_at(path)
+        content = path.read_bytes()
         with warnings.catch_warnings(action="ignore"):  # onnx calls its own text form experimental
-            model = onnx.load(str(path), load_external_data=False)
+            model = onnx.load_model_from_string(content, form)
     except (DecodeError, json_format.Error, text_format.Error, onnx.parser.ParseError, ValueError) as error:
         raise ModelError(f"{path} is not an ONNX model or was cut short", "export or download it again") from error
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error.strerror})", "check the path and its permissions") from error
     if model.ir_version < 1 or not model.HasField("graph"):
         raise ModelError(f"{path} is not an ONNX model or was cut short", "export or download it again")
-    return model
+    return model, hashlib.sha256(content), len(content)
 
 
 def _look_at(path: Path) -> None:
@@ -101,15 +108,15 @@ def _look_at(path: Path) -> None:
         raise ModelError(f"{path} is empty", "export or download it again")
 
 
-def _digest(files: list[Path]) -> tuple[str, int]:
-    """sha256 over the model file and its data files, and their size together."""
-    digest, size = hashlib.sha256(), 0
+def _digest(digest: hashlib._Hash, files: list[Path]) -> int:
+    """Take data files into the digest; returns their size together."""
+    size = 0
     for file in files:
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
                 size += len(block)
-    return digest.hexdigest(), size
+    return size
 
 
 def _fingerprint(model: onnx.ModelProto) -> tuple[str, int]:
@@ -125,7 +132,7 @@ def _fingerprint(model: onnx.ModelProto) -> tuple[str, int]:
 
 def stored_bytes(model: onnx.ModelProto) -> int:
     """Bytes of the weights inside; close enough to the file's size to know whether it can be one protobuf."""
-    return sum(len(t.raw_data) or t.ByteSize() for _, t in tensors(model))
+    return sum(bytes_of(t) or t.ByteSize() for _, t in tensors(model))
 
 
 def _check(model: onnx.ModelProto, name: str) -> list[str]:
@@ -137,14 +144,13 @@ def _check(model: onnx.ModelProto, name: str) -> list[str]:
     if model.ir_version < 4 and any(t.name not in listed for t in model.graph.initializer):
         model.ir_version = 4
         notes.append("IR version 3 wants every weight listed as an input, which they are not; the result has IR version 4")
-    if stored_bytes(model) < SERIALISABLE:
-        try:
-            onnx.checker.check_model(model)
-        except (onnx.checker.ValidationError, EncodeError, ValueError) as error:
-            line = str(error).strip().splitlines()[0]
-            if not any(words in line for words in RUNS_ALL_THE_SAME):
-                raise ModelError(f"{name} is not valid ONNX: {line.rstrip('. ')}", "export it again, or ask its maker") from error
-            notes.append(f"onnx.checker refuses the model, ONNX Runtime may take it: {line.rstrip('. ')}")
+    try:
+        _ask_checker(model)
+    except (onnx.checker.ValidationError, EncodeError, ValueError) as error:
+        line = str(error).strip().splitlines()[0]
+        if not any(words in line for words in RUNS_ALL_THE_SAME):
+            raise ModelError(f"{name} is not valid ONNX: {line.rstrip('. ')}", "export it again, or ask its maker") from error
+        notes.append(f"onnx.checker refuses the model, ONNX Runtime may take it: {line.rstrip('. ')}")
     newest = onnx.defs.onnx_opset_version()
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx") and entry.version > newest:
@@ -156,3 +162,13 @@ def _check(model: onnx.ModelProto, name: str) -> list[str]:
         if len(tensor.dims) > 1 and 0 in tensor.dims:
             raise ModelError(f"weight {tensor.name!r} of {name} has the shape {list(tensor.dims)}", "export it with real sizes")
     return notes
+
+
+def _ask_checker(model: onnx.ModelProto) -> None:
+    """The model without its large weights, which would be copied twice for it; these by their own size."""
+    small = light(model)
+    small.graph.name = model.graph.name
+    onnx.checker.check_model(small)
+    for _, tensor in tensors(model):
+        if math.prod(tensor.dims) > SMALL and not (tensor.HasField("raw_data") and len(tensor.raw_data) == bytes_of(tensor)):
+            onnx.checker.check_tensor(tensor)

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx.reference import ReferenceEvaluator
 
+from onnxprune.graph.arithmetic import compute
 from onnxprune.graph.facts import MOVE
 from onnxprune.graph.labels import Flow, Resizer
 from onnxprune.graph.structure import Graph
@@ -85,12 +85,8 @@ def _moved(flow: Flow, index: int) -> Ints | None:
             inputs[name] = graph.values[name]
         elif name:
             return None
-    opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in graph.model.opset_import}
-    try:
-        (found,) = ReferenceEvaluator(node, opsets=opsets).run(None, inputs)
-    except Exception:  # an operator form the evaluator lacks: then the counts are pinned instead
-        return None
-    return np.asarray(found, np.int64)
+    found = compute(node, inputs, graph.facts.opsets)
+    return None if found is None else np.asarray(found[0], np.int64)  # None: then the counts are pinned instead
 
 
 def pin_counts(flow: Flow, tensor: str, reason: str) -> None:
@@ -116,10 +112,13 @@ def settle(flow: Flow, index: int, position: int, stated: Mapping[int, int], fou
         if counted is not None and labels is not None and len(counted) == len(labels):
             flow.tie(counted, labels)
             continue
-        if labels is not None and inferred is None and _inferable(flow.graph, index, entry):
-            inferred = axis
-        elif labels is not None and place(flow.graph, index, position, entry) is None:
-            flow.pin(found.pop(axis), tensor, f"{flow.graph.label(index)!r} takes the number of these channels from the graph")
+        if labels is not None and place(flow.graph, index, position, entry) is None:
+            if inferred is None and _inferable(flow.graph, index, entry):
+                inferred = axis
+            else:
+                flow.pin(
+                    found.pop(axis), tensor, f"{flow.graph.label(index)!r} takes the number of these channels from the graph"
+                )
         if counted is not None:
             flow.pin(counted, tensor, f"{flow.graph.label(index)!r} uses the size of these channels for something else")
 

@@ -1,8 +1,8 @@
-"""Order, folding and clean-up of a graph; constants are folded by onnx-graphsurgeon, with its losses made good.
+"""Order, folding and clean-up of a graph, in place: everything else stays as it was.
 
-A round trip through graphsurgeon drops the metadata and doc strings of nodes and model, some value_info and all quantization
-annotations. So only its *decision* is taken over (which nodes, which constants) and written into the
-original protobuf, which keeps everything else as it was.
+Constants that cannot be computed node by node are folded by onnx-graphsurgeon. A round trip through it drops the metadata and doc
+strings of nodes and model, some value_info and all quantization annotations. So only its *decision* is taken over (which nodes,
+which constants) and written into the original protobuf.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import onnx
@@ -20,9 +21,12 @@ from onnx_graphsurgeon.logger.logger import G_LOGGER, LoggerSuppress
 
 from onnxprune.devices import quiet
 from onnxprune.errors import ModelError
+from onnxprune.graph.arithmetic import compute
 
 # Above all severities of graphsurgeon, which prints to stdout what our errors say better.
 SILENT = 100
+# Elements of weights that are folded at once, a little more at most than by one weight.
+PORTION = 1 << 21
 # The only standard operators with subgraphs.
 WITH_SUBGRAPHS = {"If", "Loop", "Scan", "SequenceMap"}
 # Inputs by which a node is told sizes.
@@ -31,11 +35,12 @@ SIZES = {"ConstantOfShape": (0,), "Expand": (1,), "Reshape": (1,), "Resize": (3,
 
 def is_sorted(graph: onnx.GraphProto) -> bool:
     """Whether every node comes after those that produce what it reads."""
-    produced_later = {name for node in graph.node for name in node.output if name}
+    read: set[str] = set()
     for node in graph.node:
-        if any(name in produced_later for name in reads(node)):
+        read.update(reads(node))
+        read.discard("")
+        if not read.isdisjoint(node.output):
             return False
-        produced_later.difference_update(node.output)
     return True
 
 
@@ -71,33 +76,55 @@ def fold(model: onnx.ModelProto, wanted: set[str]) -> set[str]:
 
     Only the nodes that compute them are folded; nodes that nothing reads any more leave. Returns what was folded.
     """
-    wanted = {o for node in model.graph.node if wanted & set(node.output) for o in node.output if o}
-    ancestors = _ancestors(model.graph, wanted)
+    folded: set[str] = set()
+    for names, portion in _portions(model.graph, wanted):
+        found = _folded(_part(model, names, portion), portion)
+        settle(model, found)
+        folded |= found.keys()
+    return folded
+
+
+def _folded(part: onnx.ModelProto, wanted: set[str]) -> dict[str, NDArray[Any]]:
+    """Computed node by node; by graphsurgeon, which is slower, where a node is not known or rounds to half precision."""
+    opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in part.opset_import}
+    known = {t.name: onnx.numpy_helper.to_array(t) for t in part.graph.initializer}
+    for node in part.graph.node:
+        found = compute(node, {name: known[name] for name in node.input if name}, opsets)
+        if found is None or any(value.dtype.kind in "fV" and value.dtype.itemsize < 4 for value in found):
+            return _folded_by_graphsurgeon(part, wanted)
+        known.update(zip((o for o in node.output if o), found, strict=True))
+    return {name: known[name] for name in wanted}
+
+
+def _folded_by_graphsurgeon(part: onnx.ModelProto, wanted: set[str]) -> dict[str, NDArray[Any]]:
     try:
         with quiet(), LoggerSuppress(G_LOGGER, SILENT):  # it folds by ONNX Runtime, which has a logger of its own
-            graph = gs.import_onnx(_part(model, ancestors, wanted)).fold_constants(fold_shapes=False, recurse_subgraphs=False)
+            graph = gs.import_onnx(part).fold_constants(fold_shapes=False, recurse_subgraphs=False)
     except Exception:  # graphsurgeon knows no sequences, for one: such weights stay computed, and are pinned
-        return set()
-    folded: set[str] = set()
-    for tensor in graph.tensors().values():
-        if tensor.name in wanted and isinstance(tensor, gs.Constant):
-            add_initializer(model, onnx.numpy_helper.from_array(tensor.values, tensor.name))
-            folded.add(tensor.name)
-    _drop(model.graph.node, lambda node: bool(set(node.output) & folded))
-    clean(model, {name for name in ancestors if name not in folded})
-    return folded
+        return {}
+    return {t.name: t.values for t in graph.tensors().values() if t.name in wanted and isinstance(t, gs.Constant)}
+
+
+def _portions(graph: onnx.GraphProto, wanted: set[str]) -> list[tuple[set[str], set[str]]]:
+    """What is computed, with all that makes it, in portions: each is copied several times, which all at once would not fit."""
+    producer = {name: node for node in graph.node for name in node.output}
+    sizes = {t.name: prod(t.dims) for t in graph.initializer}
+    found: list[tuple[set[str], set[str]]] = []
+    for outputs in [{o for o in node.output if o} for node in graph.node if not wanted.isdisjoint(node.output)]:
+        names = _ancestors(producer, outputs)
+        if not found or sum(sizes.get(name, 0) for name in found[-1][0]) > PORTION:
+            found.append((set(), set()))
+        found[-1][0].update(names)
+        found[-1][1].update(outputs)
+    return found
 
 
 def _part(model: onnx.ModelProto, names: set[str], wanted: set[str]) -> onnx.ModelProto:
     """The nodes and initializers that make `names`, as a model of their own: graphsurgeon copies all that it is given."""
     part = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     part.graph.name = "constants"
-    for node in model.graph.node:
-        if names & set(node.output):
-            part.graph.node.append(node)
-    for tensor in model.graph.initializer:
-        if tensor.name in names:
-            part.graph.initializer.append(tensor)
+    part.graph.node.extend(node for node in model.graph.node if not names.isdisjoint(node.output))
+    part.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in names)
     part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(wanted))
     return part
 
@@ -105,16 +132,16 @@ def _part(model: onnx.ModelProto, names: set[str], wanted: set[str]) -> onnx.Mod
 def settle(model: onnx.ModelProto, known: Mapping[str, NDArray[Any]]) -> int:
     """Replace the nodes that compute the tensors `known` by initializers of the same name, in place; returns how many."""
     graph = model.graph
-    nodes = [node for node in graph.node if node.output and all(o in known for o in node.output if o)]
-    settled = {o for node in nodes for o in node.output if o}
-    if not settled:
+    doomed = [i for i, node in enumerate(graph.node) if node.output and all(o in known for o in node.output if o)]
+    if not doomed:
         return 0
-    ancestors = _ancestors(graph, settled)
-    _drop(graph.node, lambda node: bool(node.output) and all(o in settled for o in node.output if o))
+    before = _read(graph)
+    settled = {o for i in doomed for o in graph.node[i].output if o}
+    delete(graph.node, doomed)
     for name in sorted(settled & _read(graph)):
         add_initializer(model, onnx.numpy_helper.from_array(known[name], name))
-    clean(model, ancestors - settled - {i.name for i in graph.input})
-    return len(nodes)
+    clean(model, before)
+    return len(doomed)
 
 
 def restate_inputs(model: onnx.ModelProto, wanted: Mapping[tuple[str, int], NDArray[Any]]) -> int:
@@ -122,16 +149,15 @@ def restate_inputs(model: onnx.ModelProto, wanted: Mapping[tuple[str, int], NDAr
     if not wanted:
         return 0
     graph = model.graph
+    before = _read(graph)
     taken = {name for node in graph.node for name in node.output} | {t.name for t in graph.initializer}
-    old: set[str] = set()
     for node in graph.node:
         for (output, position), value in wanted.items():
             if node.output[0] == output:
-                old.add(node.input[position])
                 name = next(n for i in itertools.count() if (n := f"{output}.sizes" + (f"#{i}" if i else "")) not in taken)
                 taken.add(name)
                 node.input[position] = add_initializer(model, onnx.numpy_helper.from_array(value, name)).name
-    clean(model, _ancestors(graph, old) - {i.name for i in graph.input})
+    clean(model, before)
     return len(wanted)
 
 
@@ -139,7 +165,10 @@ def part_concats(model: onnx.ModelProto) -> int:
     """Give every reader of a small computed shape a Concat of its own, so that each may state other sizes; returns how many."""
     graph = model.graph
     concats = {node.output[0]: node for node in graph.node if node.op_type == "Concat"}
-    reads_of = Counter(name for node in graph.node for name in reads(node)) + Counter(o.name for o in graph.output)
+    readers = [name for node in graph.node for name in reads(node) if name in concats]
+    reads_of = Counter([*readers, *(o.name for o in graph.output)])
+    if all(reads_of[name] < 2 for name in concats):
+        return 0
     taken = {name for node in graph.node for name in node.output} | {t.name for t in graph.initializer}
     nodes, made = [], 0
     for node in graph.node:
@@ -172,41 +201,30 @@ def add_initializer(model: onnx.ModelProto, tensor: onnx.TensorProto) -> onnx.Te
 
 
 def clean(model: onnx.ModelProto, candidates: set[str]) -> None:
-    """Remove, in place, nodes and initializers that make only tensors of `candidates` and that nothing reads any more.
+    """Remove, in place, nodes and initializers of which something in `candidates` was read before, and nothing is read any more.
 
     What was unused in the original stays: it is the user's, not ours.
     """
     graph = model.graph
-    readers = Counter(name for node in graph.node for name in set(reads(node)))
+    wiring = [(reads(node), [o for o in node.output if o]) for node in graph.node]
+    readers = Counter(name for names, _ in wiring for name in names)
     readers.update(o.name for o in graph.output)
-    producer = {name: node for node in graph.node for name in node.output if name}
-    dead: set[str] = set()
-    stack = [name for name in candidates if not readers[name]]
-    while stack:
-        name = stack.pop()
-        if name in dead:
-            continue
-        dead.add(name)
-        node = producer.get(name)
-        if node is not None and all(o in candidates and not readers[o] for o in node.output if o):
-            stack += [o for o in node.output if o and o not in dead]
-            if all(o in dead for o in node.output if o):
-                for source in set(reads(node)):
-                    readers[source] -= 1
-                    if source in candidates and not readers[source]:
-                        stack.append(source)
-    doomed = {n for n in dead if n not in producer or all(o in dead for o in producer[n].output if o)}
-    _drop(graph.node, lambda n: bool(n.output) and all(o in doomed or not o for o in n.output))
-    _drop(graph.initializer, lambda t: t.name in doomed)
-    _drop(graph.input, lambda i: i.name in doomed)  # before IR 4 every initializer is listed as an input too
+    doomed = []
+    for index in reversed(range(len(wiring))):  # sorted: the readers of a node come after it
+        names, made = wiring[index]
+        if not any(readers[o] for o in made) and not candidates.isdisjoint(made):
+            doomed.append(index)
+            readers.subtract(names)
+    delete(graph.node, doomed[::-1])
+    dead = {t.name for t in graph.initializer if t.name in candidates and not readers[t.name]}
+    for field in (graph.initializer, graph.input):  # before IR 4 every initializer is listed as an input too
+        delete(field, [index for index, item in enumerate(field) if item.name in dead])
 
 
-def _drop(field: Any, unwanted: Callable[[Any], bool]) -> int:
-    """Delete items of a repeated protobuf field without copying the others; returns how many went."""
-    doomed = [index for index, item in enumerate(field) if unwanted(item)]
+def delete(field: Any, doomed: Sequence[int]) -> None:
+    """Delete items of a repeated protobuf field, by their indices in ascending order, without copying the others."""
     for index in reversed(doomed):
         del field[index]
-    return len(doomed)
 
 
 def _read(graph: onnx.GraphProto) -> set[str]:
@@ -233,9 +251,8 @@ def captured(node: onnx.NodeProto) -> set[str]:
     return found
 
 
-def _ancestors(graph: onnx.GraphProto, wanted: set[str]) -> set[str]:
+def _ancestors(producer: Mapping[str, onnx.NodeProto], wanted: set[str]) -> set[str]:
     """The wanted tensors and everything they are computed from."""
-    producer = {name: node for node in graph.node for name in node.output}
     found, stack = set(), list(wanted)
     while stack:
         name = stack.pop()

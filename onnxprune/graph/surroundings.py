@@ -29,17 +29,22 @@ def surroundings(graph: Graph, layer: Layer, quantised: Container[str]) -> Layer
 
     quantised: the parameters that hold integers.
     """
-    layer = replace(layer, shared=len({node for node, _ in graph.end_users(layer.weight)}) > 1)
     layer = _separate_bias(graph, layer)
-    layer = replace(layer, quantised=layer.weight in quantised)
     bare = layer.op in ("Conv", "ConvTranspose", "Gemm") and not graph.input(layer.node, 2)
-    layer = replace(layer, widen_bias=layer.bias is None and bare and not layer.quantised)
     tensor = layer.output
     user = graph.sole_user(tensor)
-    if user is not None and graph.nodes[user].op_type == "BatchNormalization":
-        layer = replace(layer, batch_norm=user)
-        tensor = graph.nodes[user].output[0]
-    return replace(layer, activation=_activation(graph, tensor), residual=_residual(graph, layer, tensor))
+    batch_norm = user if user is not None and graph.nodes[user].op_type == "BatchNormalization" else None
+    if batch_norm is not None:
+        tensor = graph.nodes[batch_norm].output[0]
+    return replace(
+        layer,
+        shared=len({node for node, _ in graph.end_users(layer.weight)}) > 1,
+        quantised=layer.weight in quantised,
+        widen_bias=layer.bias is None and bare and layer.weight not in quantised,
+        batch_norm=batch_norm,
+        activation=_activation(graph, tensor),
+        residual=_residual(graph, tensor, batch_norm),
+    )
 
 
 def _separate_bias(graph: Graph, layer: Layer) -> Layer:
@@ -87,7 +92,7 @@ def _bound(graph: Graph, index: int, position: int, name: str, default: float) -
     return float(value) if value is not None else float(graph.attribute(index, name, default))
 
 
-def _residual(graph: Graph, layer: Layer, tensor: str) -> Residual | None:
+def _residual(graph: Graph, tensor: str, batch_norm: int | None) -> Residual | None:
     """The sum in which the output (after batch norm) ends, if it goes nowhere else."""
     user = graph.sole_user(tensor)
     if user is None or graph.nodes[user].op_type not in ("Add", "Sum") or len(graph.nodes[user].input) != 2:
@@ -96,4 +101,4 @@ def _residual(graph: Graph, layer: Layer, tensor: str) -> Residual | None:
     total = graph.nodes[user].output[0]
     if other == tensor or other in graph.constants or graph.shapes.get(other) != graph.shapes.get(total):
         return None
-    return Residual(total, other, layer.batch_norm)
+    return Residual(total, other, batch_norm)

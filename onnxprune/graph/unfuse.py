@@ -16,6 +16,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxprune.graph import surgeon
+
 MICROSOFT = "com.microsoft"
 # Activations that a fused node names, and the attributes that its parameters become.
 ACTIVATIONS: dict[str, tuple[str, ...]] = {
@@ -87,8 +89,22 @@ class Parts:
 def unfuse(model: onnx.ModelProto) -> int:
     """Write fused nodes as their parts, in place, those of subgraphs too. Returns how many there were."""
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+    if not _fused(model.graph, opset):
+        return 0
     types = {t.name: t.data_type for t in model.graph.initializer}
     return _unfuse(model.graph, opset, types, _names(model.graph))
+
+
+def _fused(graph: onnx.GraphProto, opset: int) -> bool:
+    """Whether there is anything to write as its parts."""
+    return any(_writer(node, opset) is not None or any(_fused(inner, opset) for inner in _inner(node)) for node in graph.node)
+
+
+def _inner(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The subgraphs of a node."""
+    if node.domain in ("", "ai.onnx") and node.op_type not in surgeon.WITH_SUBGRAPHS:
+        return []
+    return [g for a in node.attribute for g in (*([a.g] if a.type == onnx.AttributeProto.GRAPH else []), *a.graphs)]
 
 
 def _unfuse(graph: onnx.GraphProto, opset: int, types: dict[str, int], taken: set[str]) -> int:
@@ -96,9 +112,8 @@ def _unfuse(graph: onnx.GraphProto, opset: int, types: dict[str, int], taken: se
     nodes: list[onnx.NodeProto] = []
     count = 0
     for node in graph.node:
-        for attribute in node.attribute:
-            for inner in [*([attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else []), *attribute.graphs]:
-                count += _unfuse(inner, opset, types, taken)
+        for inner in _inner(node):
+            count += _unfuse(inner, opset, types, taken)
         parts = _parts(node, opset, types, taken)
         nodes += parts or [node]
         count += bool(parts)
@@ -110,9 +125,8 @@ def _unfuse(graph: onnx.GraphProto, opset: int, types: dict[str, int], taken: se
 
 
 def _parts(node: onnx.NodeProto, opset: int, types: dict[str, int], taken: set[str]) -> list[onnx.NodeProto]:
-    domain = "" if node.domain == "ai.onnx" else node.domain
-    write = WRITERS.get((domain, node.op_type))
-    if write is None or (not domain and onnx.defs.has(node.op_type, opset, "")):
+    write = _writer(node, opset)
+    if write is None:
         return []
     parts = Parts(node, opset, types, taken)
     if not write(parts):
@@ -124,13 +138,18 @@ def _parts(node: onnx.NodeProto, opset: int, types: dict[str, int], taken: set[s
     return parts.nodes
 
 
+def _writer(node: onnx.NodeProto, opset: int) -> Callable[[Parts], bool] | None:
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    found = WRITERS.get((domain, node.op_type))
+    return None if found is None or (not domain and onnx.defs.has(node.op_type, opset, "")) else found
+
+
 def _names(graph: onnx.GraphProto) -> set[str]:
     found = {t.name for t in graph.initializer} | {i.name for i in graph.input}
     for node in graph.node:
         found |= {node.name, *node.output, *node.input}
-        for attribute in node.attribute:
-            for inner in [*([attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else []), *attribute.graphs]:
-                found |= _names(inner)
+        for inner in _inner(node):
+            found |= _names(inner)
     return found
 
 

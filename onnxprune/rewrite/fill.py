@@ -1,4 +1,4 @@
-"""In the masked twin, what norms look at: removed channels are zero there, or the mean of those that stay (graph.norms)."""
+"""In the masked twin, what norms and sums look at: removed channels are zero there, or the mean of those that stay."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ from onnxprune.rewrite.rescale import kept_along, share
 
 
 def fill(graph: Graph, network: Network, alive: Bools, model: onnx.ModelProto) -> None:
-    """Put nodes in front of every norm that loses channels of its statistics, in place. `model` has the nodes of the original."""
+    """Put nodes in front of norms that lose channels of their statistics, and of products summed over channels that go, in place.
+
+    `model` has the nodes of the original. What norms count instead is told in graph.norms.
+    """
     before: dict[int, list[onnx.NodeProto]] = {}
-    for norm in network.norms:
+    for norm in (*network.norms, *network.sums):
         kept = {axis: stay for axis, stay in kept_along(graph, network, alive, norm).items() if axis in norm.axes}
         left = share(kept, norm)
         if 0 < left < 1:

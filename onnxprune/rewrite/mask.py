@@ -22,10 +22,9 @@ Place = tuple[int, int]
 def masked_twin(graph: Graph, network: Network, alive: Bools) -> onnx.ModelProto:
     """Readers' weights alone are touched: whatever flows in a removed channel, nothing reads it any more.
 
-    Some channels are zero from the start instead: those over which two activations are multiplied (the width of attention heads),
-    and those that would have a say in the scale by which all are quantised at run time (Network.measured).
-    Integers that stand for numbers are set to their zero point. Norms that channels go through look at zeros or means in their
-    place (rewrite.fill).
+    Some channels are zero from the start instead: those that would have a say in the scale by which all are quantised at run time
+    (Network.measured). Integers that stand for numbers are set to their zero point. Norms that channels go through, and products
+    of activations that are summed over them (the width of attention heads), look at zeros or means in their place (rewrite.fill).
     """
     model = cut(graph, network, np.ones_like(alive)).model
     stored = {t.name: t for t in model.graph.initializer}
@@ -33,6 +32,8 @@ def masked_twin(graph: Graph, network: Network, alive: Bools) -> onnx.ModelProto
     for slot in network.slots:
         if slot.role == "reads":
             read[slot.channels] = True
+    for total in network.sums:
+        read[network.tensor_channels[graph.input(total.node, total.inputs[0])][total.axes[0]]] = True
     read[network.measured] = False
     values: dict[tuple[str, Place | None], NDArray[Any]] = {}
     for slot in network.slots:

@@ -14,9 +14,10 @@ def test_defaults_are_left_to_the_library(run, library, model):
         {
             "model": "net.onnx", "method": "coreset-channel", "ratio": 0.4, "target": None, "data": None, "test_data": None,
             "labels": None, "budget": "auto", "align": "auto", "repair": "auto", "sequential": None, "reweigh": True,
-            "beta": None, "options": {}, "only": (), "skip": (), "kinds": (), "through_norms": False, "keep_ends": False, "pattern": None, "device": "auto",
-            "threads": 1, "seed": 0, "samples": 1024, "held_out": 0.2, "batch": 32, "input_shapes": None, "mean": None,
-            "std": None, "layout": "auto", "latency": True, "gates": (), "output": "net.pruned.onnx", "progress": None,
+            "beta": None, "options": {}, "only": (), "skip": (), "kinds": (), "through_norms": False, "keep_ends": False,
+            "pattern": None, "device": "auto", "threads": 1, "seed": 0, "samples": 1024, "held_out": 0.2, "batch": 32,
+            "input_shapes": None, "mean": None, "std": None, "layout": "auto", "latency": True, "gates": (),
+            "output": "net.pruned.onnx", "progress": None,
         }
     ]  # fmt: skip
 

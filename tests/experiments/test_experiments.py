@@ -8,12 +8,13 @@ from onnxprune.errors import OnnxpruneError
 from onnxprune.experiments import EXPERIMENTS, Result, experiment
 
 
-def test_a_name_is_taken_once(monkeypatch):
-    monkeypatch.setattr("onnxprune.experiments.experiment.EXPERIMENTS", EXPERIMENTS.copy())
-
+def test_a_name_is_taken_once():
     def run(case, seeds, progress):
         return Result(("a",), [("1",)])
 
-    experiment("mine-fig1", "mine, Fig. 1", "none")(run)
-    with pytest.raises(OnnxpruneError, match="registered already"):
+    try:
         experiment("mine-fig1", "mine, Fig. 1", "none")(run)
+        with pytest.raises(OnnxpruneError, match="registered already"):
+            experiment("mine-fig1", "mine, Fig. 1", "none")(run)
+    finally:
+        del EXPERIMENTS["mine-fig1"]

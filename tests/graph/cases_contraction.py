@@ -254,6 +254,37 @@ CASES["heads_behind_the_batch"] = dense(
     {"q_": 4},
     shape=("N", 5, 8),
 )
+# As DETR's decoder: queries that were learned, as many as are stated beside batch * heads. They may go, but for the output.
+CASES["heads_of_learned_queries_behind_the_batch"] = dense(
+    [
+        node("Shape", "x", "sh"),
+        node("Gather", "sh zero", "n"),
+        node("Mul", "n four", "nh"),
+        node("Concat", "six nh three", "split", axis=0),
+        node("Concat", "five nh three", "split_k", axis=0),
+        node("Concat", "six n twelve", "join", axis=0),
+        node("Concat", "one n one", "times", axis=0),
+        node("Tile", "learned times", "l"),
+        node("Transpose", "x", "xt", perm=[1, 0, 2]),
+        node("MatMul", "l wq", "q", name="q_"),
+        *(node("MatMul", f"xt w{n}", n, name=f"{n}_") for n in "kv"),
+        node("Reshape", "q split", "qs"),
+        *(node("Reshape", f"{n} split_k", f"{n}s") for n in "kv"),
+        *(node("Transpose", f"{n}s", f"{n}h", perm=[1, 0, 2]) for n in "qv"),
+        node("Transpose", "ks", "kh", perm=[1, 2, 0]),
+        node("MatMul", "qh kh", "scores"),
+        node("Softmax", "scores", "p", axis=-1),
+        node("MatMul", "p vh", "c"),
+        node("Transpose", "c", "ct", perm=[1, 0, 2]),
+        node("Reshape", "ct join", "o"),
+        node("MatMul", "o wo", "y", name="out"),
+    ],
+    {n: values(8, 12) for n in ("wq", "wk", "wv")}
+    | {"wo": values(12, 8), "learned": values(6, 1, 8), "zero": ints(0), "one": ints(1)}
+    | {"four": ints(4), "five": ints(5), "six": ints(6), "three": ints(3), "twelve": ints(12)},
+    {"q_": 4},
+    shape=("N", 5, 8),
+)
 # As transformers exports grouped queries: keys are repeated by an Expand whose target runs through Where.
 # Their number is read from a shape and multiplied by the repeats.
 CASES["grouped_queries"] = dense(

@@ -134,7 +134,7 @@ simple(
 simple("picked_by_index", [node("GatherND", "a i", "c", batch_dims=0), node("Unsqueeze", "c ax", "u"), node("Mul", "a u", "b")],
        {"i": ints(0, 2).reshape(1, 2), "ax": ints(0)}, {}, (("a", "picks positions"),))  # fmt: skip
 for name, middle, weights, opset in (
-    ("GatherElements", [node("GatherElements", "a i", "b", axis=0)], {"i": np.zeros((1, 6, 8, 8), np.int64)}, 17),
+    ("GatherElements", [node("GatherElements", "a i", "b", axis=1)], {"i": np.zeros((1, 6, 8, 8), np.int64)}, 17),
     ("Scatter", [node("Scatter", "a i u", "b", axis=0)], {"i": np.zeros((1, 6, 8, 8), np.int64), "u": values(1, 6, 8, 8)}, 9),
     (
         "ScatterElements",
@@ -145,6 +145,48 @@ for name, middle, weights, opset in (
     ("ScatterND", [node("ScatterND", "a i u", "b")], {"i": np.zeros((1, 1), np.int64), "u": values(1, 6, 8, 8)}, 17),
 ):
     simple(f"picked_by_{name}", middle, weights, {}, (("a", "picks positions"),), opset=opset)
+simple(
+    "gathered_elsewhere_by_stored_indices",
+    [node("GatherElements", "a i", "b", axis=2)],
+    {"i": np.zeros((1, 6, 8, 8), np.int64)},
+    {},
+    (("a", "picks by index for each of these channels"),),
+)
+# What torch.gather with expanded indices becomes: the best of some positions, all channels of them.
+BEST = [
+    node("MatMul", "x w1", "h", name="one"),
+    node("ReduceSum", "x last", "s", keepdims=1),
+    node("TopK", "s k", "best at", axis=1),
+]
+for picked_name, middle, found, pins in (
+    (
+        "for_every_channel",
+        [*BEST, node("Expand", "at to", "i"), node("GatherElements", "h i", "p", axis=-2)],
+        {"one": 7, "two": 6},
+        (),
+    ),
+    (
+        "of_indices_that_channels_make",
+        [
+            node("MatMul", "x w1", "h", name="one"),
+            node("MatMul", "x w0", "z", name="zero"),
+            node("ArgMax", "z", "i", axis=1),
+            node("GatherElements", "h i", "p", axis=1),
+        ],
+        {"one": 7, "two": 6},
+        (),
+    ),
+):
+    CASES[f"gathered_{picked_name}"] = dense(
+        [*middle, node("MatMul", "p w2", "q", name="two"), node("Relu", "q", "r"), node("MatMul", "r w3", "y", name="three")],
+        {
+            "w0": values(5, 7), "w1": values(5, 7), "w2": values(7, 6), "w3": values(6, 4), "last": ints(2), "k": ints(2),
+            "to": ints(1, 1, 7),
+        },
+        found,
+        pins,
+        shape=("N", 3, 5),
+    )  # fmt: skip
 simple(
     "reverse_sequence",
     [

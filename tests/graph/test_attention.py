@@ -10,9 +10,10 @@ from onnx import helper
 from onnxprune.graph.find import find
 from onnxprune.graph.load import load
 from onnxprune.graph.prepare import prepare
+from onnxprune.rewrite.mask import masked_twin
 from tests.graph.cases import CASES
 from tests.graph.cases_attention import ms
-from tests.graph.nets import check, net, node, pruned, values
+from tests.graph.nets import check, feeds, net, node, pruned, run, values
 
 HEADED = [name for name in CASES if name.startswith("attention_node_") and min((8, *CASES[name]().groups.values())) <= 4]
 STATED = ("num_heads", "q_num_heads", "kv_num_heads")
@@ -44,6 +45,35 @@ def test_sizes_of_queries_keys_and_values_are_restated():
     _, _, made = pruned(model, share=0.5)
     (found,) = [helper.get_attribute_value(a) for n in made.model.graph.node for a in n.attribute if a.name == "qkv_hidden_sizes"]
     assert found == [12, 12, 6]
+
+
+FEATURES = {"Exp": np.exp, "Sigmoid": lambda x: 1 / (1 + np.exp(-x)), "Elu": lambda x: np.where(x > 0, x, np.expm1(x))}
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_features_that_are_not_zero_where_their_weights_are(feature):
+    """Linear attention sums over them all the same: what is gone is no term of the sum, in the result and in its twin."""
+    nodes = [
+        *[node("MatMul", f"x w{n}", n, name=n) for n in "qk"],
+        *[node(feature, n, f"{n}e") for n in "qk"],
+        *[node("Add", f"{n}e one", f"{n}f") for n in "qk"],
+        node("Transpose", "kf", "kt", perm=[0, 2, 1]),
+        node("MatMul", "kt x", "kv"),
+        node("MatMul", "qf kv", "y"),
+    ]
+    weights = {"wq": values(5, 7), "wk": values(5, 7, seed=1), "one": np.float32(1)}
+    model = net(nodes, weights, {"x": ["N", 3, 5]})
+    graph, network, made = pruned(model)
+    (group,) = network.groups
+    assert (group.size, group.kind) == (7, "head-width")
+    stay = np.setdiff1d(np.arange(7), made.removed["wq"]["1"])
+    assert 0 < len(stay) < 7
+    given = feeds(model, 2)
+    q, k = (FEATURES[feature](given["x"] @ weights[w][:, stay]) + 1 for w in ("wq", "wk"))
+    expected = q @ (np.swapaxes(k, 1, 2) @ given["x"])
+    alive = network.alive({group.name: stay})
+    for got in (made.model, masked_twin(graph, network, alive)):
+        np.testing.assert_allclose(run(got, given)[0], expected, rtol=1e-5, atol=1e-5)
 
 
 def encoder(layers: int = 2, width: int = 16) -> onnx.ModelProto:

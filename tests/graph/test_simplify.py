@@ -8,7 +8,7 @@ import pytest
 from onnxprune.graph.find import find
 from onnxprune.graph.prepare import prepare
 from tests.graph.cases import ints
-from tests.graph.nets import check, net, node, pruned, values
+from tests.graph.nets import check, feeds, net, node, pruned, run, values
 
 
 def shuffles(count: int) -> onnx.ModelProto:
@@ -58,6 +58,28 @@ def test_a_long_chain_is_made_plain_at_once(model):
     assert not any(n.op_type == "Div" for n in graph.nodes)
     graph, _ = prepare(model)
     assert (len(graph.nodes), [(g.name, g.size) for g in find(graph).groups]) == first
+
+
+def test_lengths_that_are_repeated_once_are_known_beside_an_unknown_batch():
+    """ONNX's inference knows nothing of a Tile until it knows all of how often it repeats."""
+    nodes = [
+        node("Shape", "x", "s"),
+        node("Gather", "s zero", "n"),
+        node("Concat", "n one one", "times", axis=0),
+        node("Tile", "tokens times", "t"),
+        node("Shape", "t", "st"),
+        node("Gather", "st two", "width"),
+        node("Div", "width two", "half"),
+        node("Concat", "n four two half", "to", axis=0),
+        node("Reshape", "t to", "y"),
+    ]
+    weights = {"tokens": values(1, 4, 6), "zero": ints(0), "one": ints(1), "two": ints(2), "four": ints(4)}
+    model = net(nodes, weights, {"x": ["N", 24]}, output_shape=["N", 4, 2, 3])
+    before = [run(model, feeds(model, batch))[0] for batch in (1, 3)]
+    prepare(model)
+    assert [n.op_type for n in model.graph.node] == ["Shape", "Gather", "Concat", "Tile", "Concat", "Reshape"]
+    for batch, expected in zip((1, 3), before, strict=True):
+        assert (run(model, feeds(model, batch))[0] == expected).all()
 
 
 def test_shuffles_of_computed_width_can_be_cut():

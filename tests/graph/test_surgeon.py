@@ -200,6 +200,28 @@ def test_folding_says_nothing(capfd):
     assert tuple(capfd.readouterr()) == ("", "")
 
 
+@pytest.mark.parametrize(("kind", "rough"), [(np.float32, 1e-6), (np.float16, 1e-3)])
+@pytest.mark.parametrize("portion", [1, 1 << 20])
+def test_weights_are_folded_in_portions(monkeypatch, portion, kind, rough):
+    """All that several weights share is there for each of them; half precision is rounded as ONNX Runtime does."""
+    monkeypatch.setattr(surgeon, "PORTION", portion)
+    nodes = []
+    for name in "abc":
+        nodes += [node("ReduceMean", f"w{name}", f"m{name}", axes=[0]), node("Sub", f"w{name} m{name}", f"c{name}")]
+        nodes += [node("Mul", f"c{name} scale", f"f{name}"), node("MatMul", f"x f{name}", f"y{name}")]
+    weights = {**{f"w{name}": values(5, 7).astype(kind) for name in "abc"}, "scale": values(7).astype(kind)}
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    model = net(nodes, weights, {"x": ["N", 5]}, ["ya", "yb", "yc"], kind=element)
+    given = {"x": values(3, 5).astype(kind)}
+    before = run(model, given)
+    _, count = prepare(model)
+    assert count == 3
+    assert set(arrays(model)) == {"fa", "fb", "fc"}
+    assert [n.op_type for n in model.graph.node] == ["MatMul"] * 3
+    for got, expected in zip(run(model, given), before, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=rough, atol=rough)
+
+
 def test_what_graphsurgeon_cannot_fold_stays_computed():
     nodes = [
         node("SplitToSequence", "w", "parts", axis=1),

@@ -7,8 +7,9 @@ from typing import Literal
 
 import numpy as np
 
+from onnxprune.graph.facts import FLOATS
 from onnxprune.graph.labels import Flow, Resizer, layer_geometry, rule
-from onnxprune.network import Geometry, Ints, Layer
+from onnxprune.network import Geometry, Ints, Layer, Norm
 
 NO_WINDOW = Geometry()
 
@@ -325,7 +326,21 @@ def _letter(flow: Flow, index: int, operands: list[str], letter: str, stays: boo
     if len(moving) > 1:
         flow.mark(labels, "head" if stays else "head-width")
         if not stays and not stored:
-            flow.summed.append(labels)
+            _summed(flow, index, spans, labels)
     elif stays and moving and not stored and len(operands) > 1:
         flow.mark(labels, "head-width")
     return labels
+
+
+def _summed(flow: Flow, index: int, spans: list[tuple[int, str, int]], labels: Ints) -> None:
+    """Two activations are multiplied and summed over these labels: what is gone counts as zero in one of them.
+
+    Integers do not take a mask; they stand for zero where the weights that make them do.
+    """
+    graph = flow.graph
+    flow.summed.append(labels)
+    position, name, axis = next(s for s in spans if s[2] in flow.labels(s[1]))
+    if graph.types.get(name) in FLOATS:
+        flow.sums.append(Norm(index, (position,), (axis,), "zero"))
+    else:
+        flow.measured.append(labels)

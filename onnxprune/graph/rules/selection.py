@@ -190,9 +190,30 @@ def _table(flow: Flow, index: int, axis: int) -> dict[int, Ints]:
     return found
 
 
-@rule(
-    "GatherElements", "GatherND", "Scatter", "ScatterElements", "ScatterND", note="pinned: positions are picked at run time"
-)  # fmt: skip
+@rule("GatherElements", note="along other axes than its own channels go, where the indices are repeated for each of them")
+def gather_elements(flow: Flow, index: int) -> None:
+    """Position i takes what the index at i says, along one axis; along all others what lies at i itself."""
+    graph, node = flow.graph, flow.graph.nodes[index]
+    data, picks = node.input[0], node.input[1]
+    axis = graph.attribute(index, "axis", 0) % len(graph.shapes[data])
+    labels, own = dict(flow.labels(data)), dict(flow.labels(picks))
+    found = {axis: own.pop(axis)} if axis in own else {}
+    if axis in labels:
+        flow.pin(labels.pop(axis), data, f"{graph.label(index)!r} picks positions by index ({node.op_type})")
+    for other in sorted({*labels, *own}):
+        if other in labels and other in own and len(labels[other]) == len(own[other]):
+            flow.tie(labels[other], own[other])
+            found[other] = labels[other]
+            continue
+        for name, carried in ((data, labels), (picks, own)):
+            if other in carried:
+                flow.pin(
+                    carried[other], name, f"{graph.label(index)!r} picks by index for each of these channels ({node.op_type})"
+                )
+    flow.give(node.output[0], found)
+
+
+@rule("GatherND", "Scatter", "ScatterElements", "ScatterND", note="pinned: positions are picked at run time")
 def picked(flow: Flow, index: int) -> None:
     node = flow.graph.nodes[index]
     for name in node.input:

@@ -26,7 +26,7 @@ from onnxprune.graph import Graph, find, load, prepare
 from onnxprune.matrix import fan_in, to_matrix
 from onnxprune.network import Layer, Network
 from onnxprune.operator_norm import norm_bound, operator_norm
-from onnxprune.propagation import FUNCTIONS, MOVES, Propagation
+from onnxprune.propagation import Propagation
 from onnxprune.theorems import Chain, Maps, Norms, Promise
 from onnxprune.weight_moments import WeightMoments, weight_moments
 
@@ -110,7 +110,7 @@ def bounds(
     reach = bounded.propagated({row.layer.name: row.norms for row in found})
     return Bounds(
         layers=tuple(found),
-        theorems=tuple(_theorems(graph, network, found, epsilon, delta, alpha, ratio)),
+        theorems=tuple(_theorems(graph, network, reach, found, epsilon, delta, alpha, ratio)),
         ratio=share if share is not None else removed / max(all_of_them, 1),
         radius=radius,
         size={name: reach.reaches[name].size for name in graph.outputs if name in reach.reaches},
@@ -185,10 +185,10 @@ class _Bounded:
 
 
 def _theorems(
-    graph: Graph, network: Network, rows: Sequence[LayerBounds], epsilon: float | None, delta: float, alpha: float | None,
-    ratio: float | None,
+    graph: Graph, network: Network, reach: Propagation, rows: Sequence[LayerBounds], epsilon: float | None, delta: float,
+    alpha: float | None, ratio: float | None,
 ) -> list[TheoremSays]:  # fmt: skip
-    lipschitz, outside = _as_chain(graph, network)
+    lipschitz, outside = _as_chain(graph, network, reach)
     if any(row.layer.op.startswith("Conv") for row in rows):
         return [_kernels(rows, outside, lipschitz, delta, alpha, ratio)]
     shapes = [tuple(reversed(row.layer.weight_shape)) if not row.layer.transposed else row.layer.weight_shape for row in rows]
@@ -271,22 +271,23 @@ def _kernels(
     return TheoremSays(name, about, promise, tuple(dict.fromkeys(reasons)), counts)
 
 
-def _as_chain(graph: Graph, network: Network) -> tuple[float, tuple[str, ...]]:
+def _as_chain(graph: Graph, network: Network, reach: Propagation) -> tuple[float, tuple[str, ...]]:
     """The product of the activations' Lipschitz constants, and what keeps the model from being the theorems' F."""
     layers = {layer.node: layer for layer in network.layers}
     reasons, lipschitz = [], 1.0
     for index, node in enumerate(graph.nodes):
-        read = [name for name in node.input if name and name not in graph.constants]
+        read = [name for name in node.input if name in reach.reaches or name in reach.reasons]
         if not read:
             continue
-        if len(read) > 1 or any(len(graph.users.get(o, ())) > 1 for o in node.output):
+        users = [len({n for n, _ in graph.users.get(o, ()) if graph.nodes[n].op_type != "Shape"}) for o in node.output]
+        if len(read) > 1 or any(count > 1 for count in users):
             reasons.append(f"it is no chain of layers: see {graph.label(index)!r} ({node.op_type})")
             break
         layer = layers.get(index)
         if layer is not None:
             reasons += ["its layers have biases"] if layer.bias is not None else []
-        elif FUNCTIONS.get(node.op_type, (0.0, 1.0))[1] == 0:
-            lipschitz *= FUNCTIONS[node.op_type][0]
-        elif node.op_type not in MOVES and not any(layer.bias_node == index for layer in layers.values()):
+        elif (function := reach.function(index)) is not None and function[1] == 0:
+            lipschitz *= function[0]
+        elif not any(layer.bias_node == index for layer in layers.values()):
             reasons.append(f"{graph.label(index)!r} ({node.op_type}) is neither a layer nor an activation that is zero at zero")
     return lipschitz, tuple(dict.fromkeys(reasons))

@@ -17,7 +17,7 @@ from onnxprune.network import Layer, Network
 from onnxprune.operator_norm import reads_of
 from onnxprune.theorems import Norms, Reach, through
 
-# Lipschitz constant, and the distance of the value at zero from zero; functions of a parameter are in _elementwise.
+# Lipschitz constant, and the distance of the value at zero from zero; those with a parameter are in `function`.
 FUNCTIONS = {
     "Relu": (1.0, 0.0), "Tanh": (1.0, 0.0), "Abs": (1.0, 0.0), "Neg": (1.0, 0.0), "Identity": (1.0, 0.0), "Dropout": (1.0, 0.0),
     "Sin": (1.0, 0.0), "Atan": (1.0, 0.0), "Softsign": (1.0, 0.0), "Sigmoid": (0.25, 0.5), "Softplus": (1.0, log(2)),
@@ -42,13 +42,17 @@ class Propagation:
         for name in graph.inputs:
             self.reaches[name] = Reach(radius, 0.0)
         for index, node in enumerate(graph.nodes):
-            outputs = [o for o in node.output if o and o not in graph.constants]
+            outputs = [o for o in node.output if o and not self._fixed(o)]
             if outputs:
                 self._visit(index, outputs)
 
+    def _fixed(self, name: str) -> bool:
+        """Whether its value is known before any run: made of parameters, or shape arithmetic at the trial sizes."""
+        return name in self.graph.constants or name in self.graph.values
+
     def _visit(self, index: int, outputs: list[str]) -> None:
         node = self.graph.nodes[index]
-        read = [name for name in node.input if name and name not in self.graph.constants]
+        read = [name for name in node.input if name and not self._fixed(name)]
         known = next((self.reasons[name] for name in read if name in self.reasons), None)
         one = len(outputs) == 1 or node.op_type == "Split"
         found = self._reach(index) if one and not known else None
@@ -69,7 +73,7 @@ class Propagation:
         op = node.op_type
         if op in RULES:
             return RULES[op](self, index)
-        found = self._elementwise(index)
+        found = self.function(index)
         return None if found is None else self._scaled(index, *found)
 
     def _layer(self, layer: Layer) -> Reach | None:
@@ -88,8 +92,8 @@ class Propagation:
         reach = self.reaches[self.graph.input(index, 0)]
         return Reach(factor * reach.size + offset, factor * reach.error)
 
-    def _elementwise(self, index: int) -> tuple[float, float] | None:
-        """(Lipschitz constant, norm of what zeros become)."""
+    def function(self, index: int) -> tuple[float, float] | None:
+        """Of a node with one activation: (Lipschitz constant, norm of what zeros become); None: nothing is known of it."""
         graph, op = self.graph, self.graph.nodes[index].op_type
         entries = sqrt(prod(graph.shapes[graph.nodes[index].output[0]]))
         if op in FUNCTIONS:
@@ -101,6 +105,9 @@ class Propagation:
         match op:
             case "ReduceSum":
                 return sqrt(prod(graph.shapes[graph.input(index, 0)])) / entries, 0.0
+            case "Clip":
+                at_zero = self._at_zero(index)
+                return None if at_zero is None else (1.0, at_zero * entries)
             case "LeakyRelu":
                 return max(1.0, abs(graph.attribute(index, "alpha", 0.01))), 0.0
             case "Elu":
@@ -119,7 +126,8 @@ class Propagation:
             case _:
                 return None
 
-    def clip(self, index: int) -> Reach | None:
+    def _at_zero(self, index: int) -> float | None:
+        """What a Clip makes of zero; None where its limits are not known."""
         graph, limits = self.graph, []
         for position, (name, none) in enumerate((("min", -inf), ("max", inf)), 1):
             if graph.opset < 11:
@@ -130,8 +138,7 @@ class Propagation:
             if value is None:
                 return None
             limits.append(float(value.item()))
-        at_zero = abs(min(max(0.0, limits[0]), limits[1]))
-        return self._scaled(index, 1.0, at_zero * sqrt(prod(graph.shapes[graph.nodes[index].output[0]])))
+        return abs(min(max(0.0, limits[0]), limits[1]))
 
     def constant(self, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None:
         if name in self.graph.parameters:
@@ -143,7 +150,7 @@ class Propagation:
         size = error = 0.0
         shape = self.graph.shapes[self.graph.nodes[index].output[0]]
         for name in self.graph.nodes[index].input:
-            if name in self.graph.constants:
+            if self._fixed(name):
                 value = self.constant(name)
                 if value is None:
                     return None
@@ -159,13 +166,13 @@ class Propagation:
         graph = self.graph
         first, second = graph.nodes[index].input[:2]
         divided = graph.nodes[index].op_type == "Div"
-        if first in graph.constants or second in graph.constants:
-            if divided and first in graph.constants:
+        if self._fixed(first) or self._fixed(second):
+            if divided and self._fixed(first):
                 return None
-            value = self.constant(first if first in graph.constants else second)
+            value = self.constant(first if self._fixed(first) else second)
             if value is None:
                 return None
-            read = second if first in graph.constants else first
+            read = second if self._fixed(first) else first
             most = float(np.abs(1 / value if divided else value).max())
             most *= sqrt(prod(graph.shapes[graph.nodes[index].output[0]]) / prod(graph.shapes[read]))
             return Reach(most * self.reaches[read].size, most * self.reaches[read].error)
@@ -186,8 +193,8 @@ class Propagation:
         return self._scaled(index, float(np.abs(factor).max()), float(np.linalg.norm(bias - mean * factor)) * sqrt(positions))
 
     def joined(self, index: int) -> Reach | None:
-        read = [name for name in self.graph.nodes[index].input if name not in self.graph.constants]
-        values = [self.constant(name) for name in self.graph.nodes[index].input if name in self.graph.constants]
+        read = [name for name in self.graph.nodes[index].input if not self._fixed(name)]
+        values = [self.constant(name) for name in self.graph.nodes[index].input if self._fixed(name)]
         norms = [float(np.linalg.norm(value)) for value in values if value is not None]
         if len(norms) < len(values):
             return None
@@ -221,7 +228,7 @@ class Propagation:
 
 
 RULES: dict[str, Callable[[Propagation, int], Reach | None]] = {
-    "Clip": Propagation.clip, "Add": Propagation.sum, "Sub": Propagation.sum, "Sum": Propagation.sum, "Mul": Propagation.product,
+    "Add": Propagation.sum, "Sub": Propagation.sum, "Sum": Propagation.sum, "Mul": Propagation.product,
     "Div": Propagation.product, "BatchNormalization": Propagation.normalised, "Concat": Propagation.joined,
     "MaxPool": Propagation.pooled, "AveragePool": Propagation.pooled, "Pad": Propagation.padded, "Split": Propagation.split,
 }  # fmt: skip

@@ -20,14 +20,16 @@ NORMAL = 2.576
 class WeightMoments:
     """Moments of the weights of one layer; m = max(inputs, outputs).
 
+    largest     max |w|
     k, k1, k2   the smallest with |w| <= k / sqrt(m), mean w^2 <= k1 / m, mean w^4 <= k2 / m^2
     kurtosis    mean (w - mean)^4 / variance^2: 1.8 if uniform, 3 if Gaussian
-    uniform     largest distance between the weights' distribution function and that of U[-max |w|, max |w|]
+    uniform     largest distance between the weights' distribution function and that of U[-largest, largest]
     gaussian    the same with a Gaussian of their mean and variance
-    histogram   how many weights in each of 20 equal parts of [-max |w|, max |w|]
+    histogram   how many weights in each of 20 equal parts of [-largest, largest]
     """
 
     weights: int
+    largest: float
     mean: float
     variance: float
     k: float
@@ -57,6 +59,7 @@ def weight_moments(matrix: Tensor, inputs: int, outputs: int) -> WeightMoments:
     edges = np.linspace(-most, most, BINS + 1) if most else np.linspace(-1, 1, BINS + 1)
     return WeightMoments(
         weights=w.size,
+        largest=most,
         mean=mean,
         variance=variance,
         k=most * sqrt(widest),

@@ -104,6 +104,15 @@ RULES = {
     "Flatten": node("Flatten", "a"),
     "Transpose": node("Transpose", "a", perm=[0, 2, 3, 1]),
     "Pad": (node("Pad", "a", "pads")[0], {"pads": np.array([0, 0, 1, 2, 0, 0, 3, 0])}),
+    "Pad by shape arithmetic": (
+        [
+            helper.make_node("Shape", ["a"], ["s"]),
+            helper.make_node("Sub", ["s", "s"], ["none"]),
+            helper.make_node("Concat", ["none", "ends"], ["pads"], axis=0),
+            helper.make_node("Pad", ["a", "pads"], ["y"]),
+        ],
+        {"ends": np.array([0, 0, 1, 1])},
+    ),
     "Split": ([helper.make_node("Split", ["a"], ["y", "z"], axis=1)], {}),
 }  # fmt: skip
 

@@ -170,9 +170,8 @@ def _weights(case: Case, paper: Sequence[Sequence[str]], remark: str) -> Result:
             [row.layer.name, f"{m.mean:.4f}", f"{m.variance:.4f}", f"{m.k1:.2f}", f"{m.k2:.2f}", f"{m.kurtosis:.2f}",
              f"{m.uniform:.3f}", f"{m.gaussian:.3f}"]
         )  # fmt: skip
-        most = m.k / sqrt(max(row.layer.weight_shape[:2])) or 1.0
         bins = len(m.histogram)
-        middles = [(2 * (i + 0.5) / bins - 1) * most for i in range(bins)]
+        middles = [(2 * (i + 0.5) / bins - 1) * m.largest for i in range(bins)]
         lines.append(Line(row.layer.name, middles, [n / m.weights for n in m.histogram]))
     inner = found.layers[1:-1]
     nearer = sum(row.moments.gaussian < row.moments.uniform for row in inner)

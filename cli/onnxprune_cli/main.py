@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
+from onnxprune_cli.bounds_command import bounds
 from onnxprune_cli.compare_command import compare
 from onnxprune_cli.doctor_command import doctor
 from onnxprune_cli.inspect_command import inspect
@@ -19,7 +20,7 @@ from onnxprune_cli.methods_command import methods
 from onnxprune_cli.papers_command import papers
 from onnxprune_cli.prune_command import prune
 
-COMMANDS = (prune, inspect, compare, methods, papers, doctor)
+COMMANDS = (prune, inspect, compare, bounds, methods, papers, doctor)
 DEFAULT = prune
 TRACEBACKS = "onnxprune.tracebacks"
 EXAMPLES = """\b

@@ -24,6 +24,13 @@ def share(text: str) -> float:
     return value
 
 
+def number(text: str) -> float:
+    value = _float(text)
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{text!r} is no finite number")
+    return value
+
+
 def _float(text: str) -> float:
     try:
         return float(text)

@@ -58,12 +58,16 @@ def keep_pattern(
 
 
 def keep_network(shares: Mapping[str, Share], ratio: float) -> dict[str, Quota]:
-    """The best units of the whole network stay, whatever their layer, down to a floor for each layer."""
+    """The best units of the whole network stay, whatever their layer, down to a floor for each layer.
+
+    Where units of several layers tie, the same share of those of each layer stays.
+    """
     names = list(shares)
     ranked = [_ranked(shares[name]) for name in names]
     sizes = torch.cat([torch.full((len(r),), shares[name].unit) for name, r in zip(names, ranked, strict=True)])
     owner = torch.cat([torch.full((len(r),), i) for i, r in enumerate(ranked)])
-    order = torch.argsort(torch.cat(ranked), descending=True, stable=True)
+    order = torch.argsort(torch.cat([_among_ties(r) for r in ranked]), stable=True)
+    order = order[torch.argsort(torch.cat(ranked)[order], descending=True, stable=True)]
     whole = round((1 - ratio) * int(sizes.sum()))
     within = sizes[order].cumsum(0) <= whole
     counts = torch.bincount(owner[order][within], minlength=len(names)).tolist()
@@ -76,6 +80,16 @@ def keep_network(shares: Mapping[str, Share], ratio: float) -> dict[str, Quota]:
 
 def _ranked(share: Share) -> Tensor:
     return share.scores.double().masked_fill(share.zero, -torch.inf).flatten().cpu()
+
+
+def _among_ties(ranked: Tensor) -> Tensor:
+    """The place of each score among those of its layer that equal it, as a share of them: in (0, 1)."""
+    _, run, lengths = torch.unique(ranked, return_inverse=True, return_counts=True)
+    order = torch.argsort(run, stable=True)
+    place = torch.empty(len(ranked), dtype=torch.float64)
+    place[order] = (torch.arange(len(ranked)) - (lengths.cumsum(0) - lengths)[run[order]]).double()
+    share: Tensor = (place + 0.5) / lengths[run]
+    return share
 
 
 def _without(counts: Sequence[int], floors: Sequence[int]) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxprune.experiments import bounds, coreset, l_obs, sipp
+from onnxprune.experiments import bounds, coreset, l_obs, probabilistic, sipp
 from onnxprune.experiments.case import no_case, open_case
 from onnxprune.experiments.experiment import EXPERIMENTS, Case, Experiment, Figure, Line, Result, experiment
 
@@ -19,5 +19,6 @@ __all__ = [
     "l_obs",
     "no_case",
     "open_case",
+    "probabilistic",
     "sipp",
 ]

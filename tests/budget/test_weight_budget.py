@@ -64,3 +64,21 @@ def test_a_pattern_prescribes_the_count():
 def test_no_bound_no_budget_by_bounds():
     with pytest.raises(UsageError, match="'bound' is not possible"):
         by_scope("bound", {"a": share(1, 2, 2)}, 0.5)
+
+
+def test_ties_between_layers_are_split_in_proportion():
+    alike = {"a": share(1, 10, 30, scale=0.0), "b": share(2, 5, 10, scale=0.0), "c": share(1, 10, 20, scale=0.0, unit=4)}
+    found = by_scope("network", alike, 0.6)
+    assert {name: quota.keep for name, quota in found.items()} == {"a": 120, "b": 40, "c": 80}
+
+
+def test_ties_do_not_overrule_scores():
+    """Two values only: all of the larger stay, whichever layer they are in, and as many of the smaller as there is room for."""
+    shares = {name: share(1, 10, 10, seed=seed) for name, seed in (("a", 1), ("b", 2))}
+    shares = {n: Share((s.scores > bar).double(), 1, s.zero) for (n, s), bar in zip(shares.items(), (0.2, 0.7), strict=True)}
+    large = {name: int(s.scores.sum()) for name, s in shares.items()}
+    room = 150 - sum(large.values())
+    found = by_scope("network", shares, 0.25)
+    for name, quota in found.items():
+        small = 100 - large[name]
+        assert quota.keep == pytest.approx(large[name] + room * small / (200 - sum(large.values())), abs=1)

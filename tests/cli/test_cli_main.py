@@ -73,7 +73,7 @@ def test_a_file_without_a_dot_is_a_model(run, library, model, tmp_path):
     ("args", "message"),
     [
         (("inspct", "net.onnx"), "did you mean 'inspect'?"),
-        (("xyzzy",), "commands are prune, inspect, compare, methods, papers, doctor"),
+        (("xyzzy",), "commands are prune, inspect, compare, bounds, methods, papers, doctor"),
         (("missing.onnx", "--ratio", "0.4"), "there is no model file 'missing.onnx'"),
         (("x" * 5000,), "no command and no file"),
         (("x" * 5000 + ".onnx", "--ratio", "0.4", "-o", "y.onnx"), "there is no model file"),

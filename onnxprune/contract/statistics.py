@@ -107,6 +107,48 @@ class Moments(Statistic):
         return (1 - share) * plain + share * torch.diag(plain.diagonal())
 
 
+class PatchMoments(Statistic):
+    """Count, mean (groups, d) and second moments (groups, d, d) of all that one output position sees, in float64.
+
+    Of a layer with more than WIDEST inputs nothing is kept, and `total` stays None: channel by channel (Moments) must do there.
+    """
+
+    rows = "grouped"
+    WIDEST: ClassVar[int] = 2304
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total: Tensor | None = None
+        self.products: Tensor | None = None
+
+    def add(self, rows: Tensor) -> None:
+        if rows.shape[2] > self.WIDEST:
+            return
+        x = rows.float().permute(1, 2, 0)
+        total, products = x.sum(2, dtype=torch.float64), (x @ x.transpose(1, 2)).double()
+        self.count += len(rows)
+        self.total = total if self.total is None else self.total + total
+        self.products = products if self.products is None else self.products.add_(products)
+
+    def merge(self, other: Self) -> None:
+        if other.total is None or other.products is None:
+            return
+        self.count += other.count
+        self.total = other.total if self.total is None else self.total + other.total
+        self.products = other.products if self.products is None else self.products + other.products
+
+    def bytes(self, groups: int, out: int, inputs: int) -> int:
+        return 8 * groups * inputs**2 if inputs <= self.WIDEST else 0
+
+    @property
+    def covariance(self) -> Tensor:
+        """(groups, d, d), centred."""
+        assert self.total is not None, "no rows were added"
+        assert self.products is not None
+        mean = self.total / self.count
+        return self.products / self.count - mean[:, :, None] * mean[:, None, :]
+
+
 class InputMoments(Statistic):
     """What each input of a layer is by itself: mean, mean square and share of exact zeros, each (groups, in), in float64."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -152,7 +152,8 @@ def judge(
     """Score and rank the channels of every group; where statistics allow, add what the network loses for each count."""
     widest = vector_block() if device.name == "cpu" else 8
     found = []
-    for group, view in zip(groups, channel_views(graph, network, groups, evidence.statistics, device.torch_device), strict=True):
+    for group, bare in zip(groups, channel_views(graph, network, groups, evidence.statistics, device.torch_device), strict=True):
+        view = replace(bare, gains=evidence.gains)
         scores = check_scores(method, view, method.score(view))
         draw, order, losses = _best_draw(method, view, scores, evidence.gains, seed)
         candidate = Candidate(choices(group, align, FLOOR, widest), scores.double().cpu().numpy(), losses)

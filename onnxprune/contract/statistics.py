@@ -97,23 +97,28 @@ class Moments(Statistic):
         return self.products / self.count - torch.outer(self.mean, self.mean)
 
     def shrunk(self) -> Tensor:
-        """The covariance, drawn towards its diagonal by the oracle-approximating share (Chen, Wiesel, Eldar, Hero 2010, with the
-        diagonal as target): from few samples the plain one promises that almost nothing is lost by removing anything.
-        """
-        plain = self.covariance
-        squares = (plain**2).sum().clamp(min=1e-300)
-        rank = plain.diagonal().sum() ** 2 / squares
-        share = ((1 + rank) / ((self.count + 1) * (1 - rank / len(plain)).clamp(min=1e-3))).clamp(max=1.0)
-        return (1 - share) * plain + share * torch.diag(plain.diagonal())
+        """The covariance, drawn towards its diagonal as far as the count is small."""
+        return shrink(self.covariance, self.count)
+
+
+def shrink(covariance: Tensor, count: int) -> Tensor:
+    """Drawn towards its diagonal by the oracle-approximating share (Chen, Wiesel, Eldar, Hero 2010, with the diagonal as target):
+    from few samples the plain covariance promises that almost nothing is lost by removing anything.
+    """
+    squares = (covariance**2).sum().clamp(min=1e-300)
+    rank = covariance.diagonal().sum() ** 2 / squares
+    share = ((1 + rank) / ((count + 1) * (1 - rank / len(covariance)).clamp(min=1e-3))).clamp(max=1.0)
+    return (1 - share) * covariance + share * torch.diag(covariance.diagonal())
 
 
 class PatchMoments(Statistic):
     """Count, mean (groups, d) and second moments (groups, d, d) of all that one output position sees, in float64.
 
-    Of a layer with more than WIDEST inputs nothing is kept, and `total` stays None: channel by channel (Moments) must do there.
+    Of a layer with more than WIDEST inputs nothing is kept, and `total` stays None: there the channels alone (Moments) must do.
     """
 
     rows = "grouped"
+    # A square of 42 MB, and about six seconds of one core to fill it: the convolutions 3x3 of 256 channels.
     WIDEST: ClassVar[int] = 2304
 
     def __init__(self) -> None:
@@ -139,14 +144,6 @@ class PatchMoments(Statistic):
 
     def bytes(self, groups: int, out: int, inputs: int) -> int:
         return 8 * groups * inputs**2 if inputs <= self.WIDEST else 0
-
-    @property
-    def covariance(self) -> Tensor:
-        """(groups, d, d), centred."""
-        assert self.total is not None, "no rows were added"
-        assert self.products is not None
-        mean = self.total / self.count
-        return self.products / self.count - mean[:, :, None] * mean[:, None, :]
 
 
 class InputMoments(Statistic):

@@ -55,12 +55,13 @@ def _view(
     read = tuple(Reader(f"reader{i}", draw(inputs, 5 * 9), where) for i in range(readers))
     counted: dict[tuple[str, type[Statistic]], Statistic] = {}
     for kind in needs:
-        widths = {m.layer: 18 if kind.rows == "patches" else 2 for m in made}
-        widths |= {r.layer: inputs * (9 if kind.rows == "patches" else 1) for r in read}
+        widths = {m.layer: 2 if kind.rows == "channels" else 18 for m in made}
+        widths |= {r.layer: inputs * (1 if kind.rows == "channels" else 9) for r in read}
         for layer, width in widths.items():
             counted[layer, kind] = kind()
             for _ in range(2):
-                counted[layer, kind].add(torch.randn((40, width), generator=rng).relu())
+                rows = torch.randn((40, width), generator=rng).relu()
+                counted[layer, kind].add(rows[:, None] if kind.rows == "grouped" else rows)
     return ChannelView("group", channels, made, read, activation, counted)
 
 

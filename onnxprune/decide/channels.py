@@ -19,7 +19,17 @@ from onnxprune.calibration.observe import Progress, observe
 from onnxprune.calibration.sources import Source
 from onnxprune.calibration.views import channel_views
 from onnxprune.compensation.least_squares import RefitLosses
-from onnxprune.contract import Activation, ChannelMethod, ChannelPlan, ChannelView, Moments, Reading, Statistic, check_scores, readings
+from onnxprune.contract import (
+    Activation,
+    ChannelMethod,
+    ChannelPlan,
+    ChannelView,
+    Moments,
+    Reading,
+    Statistic,
+    check_scores,
+    readings,
+)
 from onnxprune.decide.evidence import generator, observable, tap
 from onnxprune.devices import Device
 from onnxprune.errors import NothingToPruneError, UnknownNameError

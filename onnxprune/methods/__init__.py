@@ -8,7 +8,19 @@ from onnxprune.contract import METHODS, Method
 from onnxprune.errors import UnknownNameError, UsageError
 from onnxprune.methods import batch_norm_scale, coreset, fpgm, norms, obs_channel, thinet, thresholds, wanda
 
-__all__ = ["METHODS", "batch_norm_scale", "coreset", "create", "fpgm", "known", "norms", "obs_channel", "thinet", "thresholds", "wanda"]
+__all__ = [
+    "METHODS",
+    "batch_norm_scale",
+    "coreset",
+    "create",
+    "fpgm",
+    "known",
+    "norms",
+    "obs_channel",
+    "thinet",
+    "thresholds",
+    "wanda",
+]
 
 ENTRY_POINTS = "onnxprune.methods"
 

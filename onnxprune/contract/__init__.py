@@ -9,6 +9,6 @@ from onnxprune.contract.weights import LayerPlan, LayerView, Quota, Scope, Weigh
 
 __all__ = [
     "METHODS", "Activation", "ChannelMethod", "ChannelPlan", "ChannelView", "InputMoments", "LayerPlan", "LayerView", "Maker",
-    "MaxNorm", "Method", "Moments", "Option", "PatchMoments", "Quota", "Reader", "Reading", "Scope", "Statistic", "Target", "WeightMethod", "check_scores",
-    "check_weight_scores", "method", "readings",
+    "MaxNorm", "Method", "Moments", "Option", "PatchMoments", "Quota", "Reader", "Reading", "Scope", "Statistic", "Target",
+    "WeightMethod", "check_scores", "check_weight_scores", "method", "readings",
 ]  # fmt: skip

@@ -59,7 +59,7 @@ class ChannelView:
 
     statistics[(layer, Statistic)]  what the method asked for through `Method.needs`, counted on the inputs of makers and readers;
                                     empty where no calibration data were asked for.
-    gains[layer]                    what a squared error in a reader's output does to the model's, relative to its outputs' spread;
+    gains[layer]                    what a squared error in a reader's output does to the model's outputs, by their spread;
                                     empty where it was not measured (--budget uniform and global)
     """
 

@@ -1,6 +1,6 @@
 """SEE: a reader of channels as a linear problem, y = weights^T x + b, with what was seen of x.
 
-x is all that one output position sees where that was counted (PatchMoments): then neighbouring pixels may stand in for each other.
+Where PatchMoments were counted x is all that one output position sees, and neighbouring pixels may stand in for each other.
 Otherwise it is one pixel (Moments), and every kernel position counts as an output of its own.
 """
 
@@ -55,15 +55,21 @@ def _reading(view: ChannelView, reader: Reader) -> Reading | None:
     if patches is not None and patches.total is not None and patches.products is not None:
         mean, products = patches.total / patches.count, patches.products / patches.count
         kernel = mean.numel() // len(columns)
-        apart = [shrink(p - torch.outer(m, m), patches.count) for p, m in zip(products, mean, strict=True)]
+        spread = torch.stack([shrink(p - torch.outer(m, m), patches.count) for p, m in zip(products, mean, strict=True)])
         weights = columns.reshape(len(columns), -1, kernel).transpose(1, 2).flatten(0, 1)
         positions = (reader.positions[..., None] * kernel + torch.arange(kernel, device=device)).flatten(1)
-        joint, spread = torch.block_diag(*products), torch.block_diag(*apart)
-        return Reading(weights, positions, mean.flatten().to(device), joint.to(device), spread.to(device), gain)
+        joint, apart = _along_diagonal(products), _along_diagonal(spread)
+        return Reading(weights, positions, mean.flatten().to(device), joint.to(device), apart.to(device), gain)
     if channels is None or channels.products is None:
         return None
     joint = channels.products / channels.count
     return Reading(columns, reader.positions, channels.mean.to(device), joint.to(device), channels.shrunk().to(device), gain)
+
+
+def _along_diagonal(blocks: Tensor) -> Tensor:
+    """(groups, d, d) -> (groups * d, groups * d)."""
+    joint: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    return joint
 
 
 def _unseen(reader: Reader) -> Reading:

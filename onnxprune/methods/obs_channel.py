@@ -16,7 +16,8 @@ Departures from the papers' texts:
 * covariance instead of second moments: the refit has a bias, which takes up the means (a row of ones that never goes);
 * several readers' losses are added up, each times its gain, what an error of this reader does to the model's output;
 * the papers remove up to a given count; here all channels go, and the order serves every count that a budget may ask for;
-* OSSCAR's second phase, swapping channels in and out, is left out: see `rank`.
+* OSSCAR's second phase, swapping channels in and out, is left out: of nine groups of ResNet-20 with 16 channels it improved one,
+  by 2 % of the loss, and what it finds for one count says nothing about the others.
 """
 
 from __future__ import annotations
@@ -44,10 +45,12 @@ class Elimination:
 
     def losses(self) -> Tensor:
         """(channels left,): of each by itself."""
-        left = torch.arange(len(self.weights) // self.size, device=self.weights.device)
-        blocks = self.precision.unflatten(1, (-1, self.size)).unflatten(0, (-1, self.size))[left, :, left, :]
-        rows = self.weights.unflatten(0, (-1, self.size))
-        return self.gain * (rows * torch.linalg.solve(blocks, rows)).sum((1, 2))
+        count = len(self.weights) // self.size
+        left = torch.arange(count, device=self.weights.device)
+        blocks = self.precision.reshape(count, self.size, count, self.size)[left, :, left, :]
+        rows = self.weights.reshape(count, self.size, -1)
+        solved: Tensor = torch.linalg.solve(blocks, rows)
+        return self.gain * (rows * solved).sum((1, 2))
 
     def remove(self, chosen: Tensor, rest: Tensor) -> None:
         """Channels `chosen` go, `rest` stay, both as positions among those that are left; the weights that stay are refitted."""
@@ -109,6 +112,7 @@ class ObsChannel(ChannelMethod):
             return view.maker_norms
         step = max(1, view.channels // int(self.values["steps"]))
         order, losses = eliminate([Elimination(reading) for reading in read(view)], view.channels, step)
-        # Rising strictly, in order that ties do not spoil the order.
-        rising = losses.clamp(min=0).cummax(0).values * (1 + 1e-9 * torch.arange(view.channels, device=order.device))
+        # Rising strictly, so that ties do not spoil the order.
+        places = torch.arange(view.channels, dtype=losses.dtype, device=order.device)
+        rising = losses.clamp(min=0).cummax(0).values * (1 + 1e-9 * places)
         return torch.empty_like(losses).index_copy_(0, order, rising)

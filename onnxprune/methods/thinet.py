@@ -23,8 +23,17 @@ import torch
 from torch import Tensor
 
 from onnxprune.contract import (
-    Activation, ChannelMethod, ChannelPlan, ChannelView, Moments, PatchMoments, Reading, Statistic, method, readings,
-)  # fmt: skip
+    Activation,
+    ChannelMethod,
+    ChannelPlan,
+    ChannelView,
+    Moments,
+    PatchMoments,
+    Reading,
+    Statistic,
+    method,
+    readings,
+)
 
 # Share of the mean energy that is added to G's diagonal where factors are solved for; it draws them towards one.
 DAMPING = 0.01
@@ -35,8 +44,8 @@ def contributions(reading: Reading) -> Tensor:
     ours = reading.positions.flatten()
     weights = reading.weights[ours]
     products = (weights @ weights.T) * reading.products[ours][:, ours]
-    size = reading.positions.shape[1]
-    return reading.gain * products.unflatten(1, (-1, size)).unflatten(0, (-1, size)).sum((1, 3))
+    channels, size = reading.positions.shape
+    return reading.gain * products.reshape(channels, size, channels, size).sum((1, 3))
 
 
 @method

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -81,6 +82,30 @@ def test_order_and_losses_are_those_of_greedy_refits(case):
     scores = create("obs-channel", steps=v.channels).score(v)
     assert torch.argsort(scores).tolist() == order
     np.testing.assert_allclose(scores[order].numpy(), np.maximum.accumulate(added), rtol=1e-6)
+
+
+def opposed(x):
+    """Channel 1 shows what channel 0 shows, and a little more."""
+    x = x.clone()
+    x[:, 1] = x[:, 0] + 0.3 * x[:, 1]
+    return x
+
+
+def test_what_costs_less_once_another_has_gone_still_goes_after_it():
+    """Read with opposite signs, the first of two alike takes most of the other's weight along."""
+    v = view(change=opposed, rows=5000, seed=1)
+    (reader,) = v.readers
+    columns = reader.columns.clone()
+    columns[:2] *= 0.5
+    columns[1] = -columns[0]
+    v = replace(v, readers=(replace(reader, columns=columns),))
+    order, added = greedy(v)
+    assert order[:2] == [0, 1]
+    assert added[1] < added[0]
+    method = create("obs-channel", steps=6)
+    scores = method.score(v)
+    assert method.rank(v, scores, torch.Generator()).tolist() == order[::-1]
+    assert float(scores[1]) == pytest.approx(float(scores[0]), rel=1e-6)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -178,7 +203,7 @@ def test_what_never_changes_goes_first_at_no_loss(patches):
 
 
 def test_neighbouring_pixels_of_other_channels_stand_in_only_where_patches_were_counted():
-    """Channel 0 shows at each kernel position what channel 3 shows at the next one: channel by channel they have nothing in common."""
+    """Channel 0 shows at each kernel position what channel 3 shows at the next: channel by channel they share nothing."""
 
     def shifted(x):
         x = x.clone()

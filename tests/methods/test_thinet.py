@@ -61,6 +61,18 @@ def test_contributions_and_greedy_order_by_loops(options):
     assert torch.argsort(create("thinet-channel").score(v)).tolist() == greedy(parts)
 
 
+def test_what_the_set_adds_up_to_decides_and_not_each_channel_alone():
+    """Contributions that have much in common: the squared sum of the set is far from the sum of the squares."""
+    different = 0
+    for seed in range(6):
+        v, seen = case(patches=False, seed=seed)
+        parts = by_loops(v, seen)
+        order = torch.argsort(create("thinet-channel").score(v)).tolist()
+        assert order == greedy(parts)
+        different += order != np.argsort((parts**2).sum(0)).tolist()
+    assert different >= 4
+
+
 @pytest.mark.parametrize("options", CASES, ids=str)
 def test_factors_solve_the_papers_least_squares(options):
     """Equation 7 with the ridge, as a least-squares problem with rows of its own."""

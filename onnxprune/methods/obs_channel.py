@@ -16,8 +16,8 @@ Departures from the papers' texts:
 * covariance instead of second moments: the refit has a bias, which takes up the means (a row of ones that never goes);
 * several readers' losses are added up, each times its gain, what an error of this reader does to the model's output;
 * the papers remove up to a given count; here all channels go, and the order serves every count that a budget may ask for;
-* OSSCAR's second phase, swapping channels in and out, is left out: of nine groups of ResNet-20 with 16 channels it improved one,
-  by 2 % of the loss, and what it finds for one count says nothing about the others.
+* OSSCAR's second phase, swapping channels in and out, is left out: of ten sets found in groups of 16 channels of ResNet-20 it
+  improved one, by 2 % of the loss, and what it finds for one count says nothing about the others.
 """
 
 from __future__ import annotations

@@ -32,6 +32,10 @@ from onnxprune.contract import readings as read
 from onnxprune.errors import UsageError
 
 
+# Inputs with less than this share of the mean variance are constant but for rounding in single precision.
+STILL = 1e-6
+
+
 class Elimination:
     """One reader while channels leave: W and P of those that are left, channel by channel."""
 
@@ -39,7 +43,11 @@ class Elimination:
         self.gain = reading.gain
         self.size = reading.positions.shape[1]
         self.precision = reading.precision
-        wide = reading.weights[reading.positions.flatten()]
+        ours = reading.positions.flatten()
+        variance = reading.covariance.diagonal()
+        # What never changes costs nothing, whatever the ridge says of its weights.
+        still = variance[ours] <= STILL * variance.mean()
+        wide = reading.weights[ours].masked_fill(still[:, None], 0.0)
         # Only W W^T matters: a triangular factor of it is never wider than the number of inputs.
         self.weights = torch.linalg.qr(wide.T, mode="r").R.T if wide.shape[1] > wide.shape[0] else wide
 

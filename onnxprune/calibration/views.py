@@ -112,6 +112,8 @@ def batch_norm(graph: Graph, node: int, device: str) -> tuple[Tensor, Tensor, Te
 
 def _reader(layer: Layer, weight: Tensor, axis: int, member: Member, device: str) -> Reader:
     """(inputs, outputs * kernel positions): one row for every channel of the layer's input, groups laid side by side."""
+    if layer.op == "ConvTranspose":  # its rows are those of the convolution with the mirrored kernel
+        weight = weight.flip(tuple(range(2, weight.ndim)))
     columns = weight.movedim(axis, 0).flatten(1) * layer.scale
     where = torch.from_numpy(member.positions)
     if layer.op == "Conv" and layer.groups > 1:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from onnxprune.contract.reading import damped_inverse
 from onnxprune.quadratic import strips
 
 # Shares of the mean input variance that are tried as ridge, weakest first.
@@ -241,15 +242,8 @@ class RefitLosses:
     """
 
     def __init__(self, covariance: Tensor, weights: Tensor, damping: float = 0.01) -> None:
-        ridge = damping * covariance.diagonal().mean().clamp(min=1e-12)
-        unit = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
-        factor, info = torch.linalg.cholesky_ex(covariance + ridge * unit)
-        # Samples that are all alike leave nothing but rounding errors, of either sign.
-        while int(info) and bool(torch.isfinite(ridge)):
-            ridge = ridge * 10
-            factor, info = torch.linalg.cholesky_ex(covariance + ridge * unit)
         self.variance = covariance.diagonal()
-        self.precision = torch.cholesky_inverse(factor)
+        self.precision = damped_inverse(covariance, damping)
         wide = weights.to(covariance.dtype)
         # Only W W^T matters: a triangular factor of it is never wider than the number of inputs.
         self.weights = torch.linalg.qr(wide.T, mode="r").R.T if wide.shape[1] > wide.shape[0] else wide

@@ -5,11 +5,13 @@ from onnxprune.contract.channels import ChannelMethod, ChannelPlan, ChannelView,
 from onnxprune.contract.gram import Gram
 from onnxprune.contract.method import METHODS, TARGETS, Method, Option, Target, method
 from onnxprune.contract.ranks import Factors, RankMethod, RankView, check_energies
-from onnxprune.contract.statistics import InputMoments, MaxNorm, Moments, Statistic, Zeros
+from onnxprune.contract.reading import Reading, readings
+from onnxprune.contract.statistics import InputMoments, MaxNorm, Moments, PatchMoments, Statistic, Zeros
 from onnxprune.contract.weights import LayerPlan, LayerView, Quota, Scope, WeightMethod, check_weight_scores
 
 __all__ = [
     "METHODS", "TARGETS", "Activation", "ChannelMethod", "ChannelPlan", "ChannelView", "Factors", "Gram", "InputMoments",
-    "LayerPlan", "LayerView", "Maker", "MaxNorm", "Method", "Moments", "Option", "Quota", "RankMethod", "RankView", "Reader",
-    "Scope", "Statistic", "Target", "WeightMethod", "Zeros", "check_energies", "check_scores", "check_weight_scores", "method",
+    "LayerPlan", "LayerView", "Maker", "MaxNorm", "Method", "Moments", "Option", "PatchMoments", "Quota", "RankMethod",
+    "RankView", "Reader", "Reading", "Scope", "Statistic", "Target", "WeightMethod", "Zeros", "check_energies", "check_scores",
+    "check_weight_scores", "method", "readings",
 ]  # fmt: skip

@@ -59,6 +59,8 @@ class ChannelView:
 
     statistics[(layer, Statistic)]  what the method asked for through `Method.needs`, counted on the inputs of makers and readers;
                                     empty where no calibration data were asked for.
+    gains[layer]                    what a squared error in a reader's output does to the model's outputs, by their spread;
+                                    empty where it was not measured (--budget uniform and global)
     """
 
     name: str
@@ -67,6 +69,7 @@ class ChannelView:
     readers: tuple[Reader, ...]
     activation: Activation
     statistics: Mapping[tuple[str, type[Statistic]], Statistic] = field(default_factory=dict)
+    gains: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def maker_norms(self) -> Tensor:

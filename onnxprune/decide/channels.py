@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -19,7 +19,17 @@ from onnxprune.calibration.observe import Progress, observe
 from onnxprune.calibration.sources import Source
 from onnxprune.calibration.views import channel_views, tensor
 from onnxprune.compensation.least_squares import RefitLosses
-from onnxprune.contract import Activation, ChannelMethod, ChannelPlan, ChannelView, Moments, Reader, Statistic, check_scores
+from onnxprune.contract import (
+    Activation,
+    ChannelMethod,
+    ChannelPlan,
+    ChannelView,
+    Moments,
+    Reading,
+    Statistic,
+    check_scores,
+    readings,
+)
 from onnxprune.decide.evidence import generator, observable, tap
 from onnxprune.devices import Device
 from onnxprune.errors import NothingToPruneError, UnknownNameError
@@ -159,22 +169,23 @@ def judge(
     """Score and rank the channels of every group; where statistics allow, add what the network loses for each count."""
     widest = vector_block() if device.name == "cpu" else 8
     found = []
-    for group, view in zip(groups, channel_views(graph, network, groups, evidence.statistics, device.torch_device), strict=True):
+    for group, bare in zip(groups, channel_views(graph, network, groups, evidence.statistics, device.torch_device), strict=True):
+        view = replace(bare, gains=evidence.gains)
         scores = check_scores(method, view, method.score(view))
-        draw, order, losses = _best_draw(method, view, scores, evidence.gains, seed)
+        draw, order, losses = _best_draw(method, view, scores, seed)
         candidate = Candidate(choices(group, align, FLOOR, widest), scores.double().cpu().numpy(), losses)
         found.append(Decision(view, scores, order, draw, candidate))
     return found
 
 
 def _best_draw(
-    method: ChannelMethod, view: ChannelView, scores: Tensor, gains: Mapping[str, float], seed: int
+    method: ChannelMethod, view: ChannelView, scores: Tensor, seed: int
 ) -> tuple[int, Tensor, NDArray[np.float64] | None]:
     """Of a random method's draws, and the plain order by score, the one that loses least over all counts.
 
     Without statistics to tell, the first draw.
     """
-    predicted = _predictors(view, gains)
+    predicted = _predictors(view)
     best: tuple[float, int, Tensor, NDArray[np.float64] | None] | None = None
     tries = min(method.draws, max(2, DRAW_BUDGET // max(_work(predicted), 1))) if predicted and method.draws > 1 else 1
     for draw in range(tries + (tries > 1)):
@@ -192,29 +203,24 @@ def _best_draw(
     return best[1:]
 
 
-def _predictors(view: ChannelView, gains: Mapping[str, float]) -> list[tuple[Reader, RefitLosses, float]]:
-    """For every reader whose inputs were looked at (layers, not recurrent nodes) what predicts its losses, and its gain."""
-    found = []
-    for reader in view.readers:
-        moments = view.statistic(reader.layer, Moments)
-        if moments is None or moments.total is None or reader.layer not in gains:
-            continue
-        covariance = moments.shrunk().to(reader.columns.device)
-        found.append((reader, RefitLosses(covariance, reader.columns.double()), gains[reader.layer]))
-    return found
+def _predictors(view: ChannelView) -> list[tuple[Reading, RefitLosses]]:
+    """For every reader whose inputs were looked at (layers, not recurrent nodes) what predicts its losses."""
+    if not any(r.layer in view.gains for r in view.readers):
+        return []
+    return [(found, RefitLosses(found.covariance, found.weights)) for found in readings(view)]
 
 
-def _work(predicted: Sequence[tuple[Reader, RefitLosses, float]]) -> int:
+def _work(predicted: Sequence[tuple[Reading, RefitLosses]]) -> int:
     """Multiplications that one draw costs: a factorisation and a triangular solve per reader."""
-    return sum(n**3 // 3 + n**2 * losses.weights.shape[1] for r, losses, _ in predicted for n in [r.positions.numel()])
+    return sum(n**3 // 3 + n**2 * losses.weights.shape[1] for r, losses in predicted for n in [r.positions.numel()])
 
 
-def _losses(predicted: Sequence[tuple[Reader, RefitLosses, float]], order: Tensor) -> NDArray[np.float64]:
+def _losses(predicted: Sequence[tuple[Reading, RefitLosses]], order: Tensor) -> NDArray[np.float64]:
     """(size + 1,): predicted relative squared change of the model's outputs if the first m of `order` stay, readers refitted."""
     parts = []
-    for reader, losses, gain in predicted:
-        errors = losses.in_order(reader.positions[order].reshape(-1))
-        parts.append(gain * errors[:: reader.positions.shape[1]])
+    for reading, losses in predicted:
+        errors = losses.in_order(reading.positions[order].reshape(-1))
+        parts.append(reading.gain * errors[:: reading.positions.shape[1]])
     return np.asarray(torch.stack(parts).sum(0).cpu().numpy())
 
 

@@ -26,6 +26,10 @@ CHOICES = {
     "mean and variance alone": {"repair": "mean"},
     "no repair": {"repair": "none"},
     "l2-channel": {"method": "l2-channel"},
+    "obs-channel": {"method": "obs-channel"},
+    "thinet-channel": {"method": "thinet-channel"},
+    "fpgm-channel": {"method": "fpgm-channel"},
+    "random-channel": {"method": "random-channel"},
 }
 
 

@@ -42,6 +42,8 @@ from onnxprune.methods.sipp_bounds import Signs, layer_facts, network_facts
 PAPER = "Baykal et al., SiPPing Neural Networks (2019)"
 # Half octaves of the number of draws that a table covers, and of probabilities: 2^64 is more than anybody draws.
 OCTAVES = 64
+# Rows that are tabulated together: a few megabytes.
+CHUNK = 32
 
 
 def eps_det(total: Tensor | float, constant: float) -> Tensor:
@@ -76,9 +78,10 @@ def draws_for(probabilities: Tensor, wanted: Tensor) -> Tensor:
     blank = q.new_zeros(len(q), 2 * OCTAVES)
     count = blank.scatter_add(1, bins, (q > 0).double())
     mean = blank.scatter_add(1, bins, q) / count.clamp(min=1)
-    missed = torch.log1p(-mean)
     numbers = 2 ** (torch.arange(2 * OCTAVES, dtype=torch.float64, device=q.device) / 2)
-    seen = torch.stack([(count * -torch.expm1(n * missed)).sum(1) for n in numbers], 1).cummax(1).values
+    parts = zip(torch.split(count, CHUNK), torch.split(torch.log1p(-mean), CHUNK), strict=True)
+    seen = torch.cat([-(torch.expm1(numbers[:, None] * missed[:, None]) * c[:, None]).sum(2) for c, missed in parts])
+    seen = seen.cummax(1).values
     goal = wanted.double()
     upper = torch.searchsorted(seen, goal.contiguous()).clamp(1, 2 * OCTAVES - 1)
     low, high = seen.gather(1, upper - 1), seen.gather(1, upper)
@@ -215,9 +218,15 @@ class SippRand(_Sipp):
     def eps(self, view: LayerView, scores: Tensor, draws: Tensor) -> Tensor:
         return eps_rand(scores.double().flatten(0, 1).sum(1, keepdim=True), draws, self.values["C"], self.failures(view))
 
-    def random_rows(self, view: LayerView, scores: Tensor, counts: Tensor) -> Tensor:
-        """(rows,) bool: the rows that are drawn; the others keep their largest sensitivities."""
-        return torch.ones(len(counts), dtype=torch.bool, device=scores.device)
+    def row_bounds(self, view: LayerView, scores: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """(rows,) eps_rand and eps_det of so many weights in each row."""
+        draws = draws_for(_probabilities(scores), counts[:, None]).clamp(min=0.5)
+        fixed = _curve_det(scores, self.values["C"]).gather(1, counts[:, None])
+        return self.eps(view, scores, draws)[:, 0], fixed[:, 0]
+
+    def random_rows(self, random: Tensor, fixed: Tensor) -> Tensor:
+        """(rows,) bool: which rows are drawn, from their eps_rand and eps_det; the others keep their largest sensitivities."""
+        return torch.ones_like(random, dtype=torch.bool)
 
     def decide(self, view: LayerView, scores: Tensor, quota: Quota, rng: torch.Generator) -> LayerPlan:
         q = _probabilities(scores)
@@ -227,15 +236,14 @@ class SippRand(_Sipp):
             return LayerPlan(quota.choose(earliest.log(), view))
         counts = self._counts(view, scores, quota)
         chosen, factors = sample(q, counts, rng)
-        drawn = self.random_rows(view, scores, counts)
+        random, fixed = self.row_bounds(view, scores, counts)
+        drawn = self.random_rows(random, fixed)
         best = replace(quota, rows=counts.reshape(scores.shape[:2])).choose(scores, view)
         # Where all that can be drawn stays, so does the rest as far as there is room.
         drawn &= counts < (q > 0).sum(1)
         keep = torch.where(drawn[:, None], chosen, best.flatten(0, 1)).reshape(scores.shape)
         factors = torch.where(drawn[:, None], factors, 1.0).reshape(scores.shape)
-        gone = _curve_det(scores, self.values["C"]).gather(1, counts[:, None])
-        by_draws = self.eps(view, scores, draws_for(q, counts[:, None]).clamp(min=0.5))
-        error = float(torch.where(drawn[:, None], by_draws, gone).max())
+        error = float(torch.where(drawn, random, fixed).max())
         return LayerPlan(keep, (view.matrix * factors).to(view.matrix) * keep if bool(drawn.any()) else None, error)
 
     def _counts(self, view: LayerView, scores: Tensor, quota: Quota) -> Tensor:
@@ -258,7 +266,5 @@ class SippHybrid(SippRand):
     def errors(self, view: LayerView, scores: Tensor) -> Tensor | None:
         return torch.minimum(self.curve(view, scores), _curve_det(scores, self.values["C"]))
 
-    def random_rows(self, view: LayerView, scores: Tensor, counts: Tensor) -> Tensor:
-        where = counts[:, None]
-        found = self.eps(view, scores, draws_for(_probabilities(scores), where).clamp(min=0.5))
-        return (found < _curve_det(scores, self.values["C"]).gather(1, where))[:, 0]
+    def random_rows(self, random: Tensor, fixed: Tensor) -> Tensor:
+        return random < fixed

@@ -126,7 +126,7 @@ def test_reweighed_rows_are_right_on_average(name):
     weights = torch.stack([plan.weights(view) for plan in plans]).double()
     error = (weights.mean(0) - view.matrix).abs()
     # Of what is hardly ever drawn a thousand draws say nothing.
-    often = (scores > 0.2 * scores.mean(2, keepdim=True)) & method.random_rows(view, scores, counts)[:, None]
+    often = (scores > 0.2 * scores.mean(2, keepdim=True)) & method.random_rows(*method.row_bounds(view, scores, counts))[:, None]
     assert int(often.sum()) > 800
     assert bool((error <= 5 * weights.std(0) / runs**0.5 + 1e-6)[often].all())
 
@@ -138,8 +138,8 @@ def test_the_bounds_hold(name):
     method = create(name, C=1.0, delta=0.1)
     scores = method.score(view)
     worst = 0.0
-    for seed in range(300 if name != "sipp-det" else 1):
-        for keep in (40, 80, 110):
+    for seed in range(150 if name != "sipp-det" else 1):
+        for keep in (40, 100):
             plan = method.decide(view, scores, Quota(keep), seeded(seed))
             for sign in (1, -1):
                 before = data[:, 0] @ (sign * view.matrix[0]).clamp(min=0).T
@@ -174,7 +174,7 @@ def test_hybrid_takes_the_smaller_bound_row_by_row():
     assert bool((curves["sipp-rand"].diff(dim=1) <= 0).all())
     hybrid = create("sipp-hybrid", **options)
     counts = torch.full((6,), 150)
-    random = hybrid.random_rows(view, hybrid.score(view), counts)
+    random = hybrid.random_rows(*hybrid.row_bounds(view, hybrid.score(view), counts))
     assert torch.equal(random, curves["sipp-rand"][:, 150] < curves["sipp-det"][:, 150])
 
 

@@ -158,7 +158,7 @@ def test_a_share_asked_for_is_told_what_it_implies():
 
 def test_the_report_says_so_in_words():
     report = prune("coreset-weight-det", guarantee_labels=0.5).report
-    console = Console(width=400, record=True, file=io.StringIO())
+    console = Console(width=600, record=True, file=io.StringIO())
     text.show(report, console)
     shown = console.export_text()
     assert "% of the labels of 200 calibration samples cannot change" in shown

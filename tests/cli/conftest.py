@@ -28,8 +28,9 @@ class FakeLibrary:
 
     def prune(self, model, method="coreset-channel", ratio=None, *, target=None, data=None, test_data=None, labels=None,
               budget="auto", align="auto", repair="auto", sequential=None, reweigh=True, beta=None, options=None, only=(),
-              skip=(), kinds=(), through_norms=False, keep_ends=False, pattern=None, device="auto", threads=1, seed=0,
-              samples=1024, held_out=0.2, batch=32, input_shapes=None, mean=None, std=None, layout="auto", latency=True,
+              skip=(), kinds=(), through_norms=False, keep_ends=False, pattern=None, sparse_storage=False,
+              device="auto", threads=1, seed=0, samples=1024, held_out=0.2, batch=32, input_shapes=None, mean=None,
+              std=None, layout="auto", latency=True,
               gates=(), output=None, progress=None):  # fmt: skip
         self._note(locals())
         return SimpleNamespace(report=self.report)

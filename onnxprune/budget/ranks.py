@@ -17,20 +17,24 @@ HALVINGS = 30
 
 @dataclass(frozen=True)
 class Spectrum:
-    """A layer of (out, inputs) weights; energies: what every rank is worth, the most first."""
+    """A layer of (out, inputs) weights; energies: what every rank is worth, the most first.
+
+    price   what a weight costs: 1, or its multiplications where these are to go
+    """
 
     name: str
     out: int
     inputs: int
     energies: Sequence[float]
+    price: int = 1
 
     @property
     def whole(self) -> int:
-        return self.out * self.inputs
+        return self.price * self.out * self.inputs
 
     @property
     def per_rank(self) -> int:
-        return self.out + self.inputs
+        return self.price * (self.out + self.inputs)
 
     @property
     def highest(self) -> int:
@@ -44,9 +48,9 @@ class Spectrum:
 
     @cached_property
     def steps(self) -> list[tuple[float, int, int | None]]:
-        """(gain per parameter, parameters, rank it leads to), from rank 1 up to the whole layer, gains falling.
+        """(gain per price, price, rank it leads to), from rank 1 up to the whole layer, gains falling.
 
-        The lower convex hull of the loss over the parameters: ranks that a mixture of its neighbours would beat are left out.
+        The lower convex hull of the loss over the price: ranks that a mixture of its neighbours would beat are left out.
         """
         total = sum(self.energies) or 1.0
         points: list[tuple[int, float, int | None]] = []
@@ -75,7 +79,7 @@ def uniform(spectra: Sequence[Spectrum], ratio: float) -> Ranks:
 
 
 def by_spectrum(spectra: Sequence[Spectrum], ratio: float) -> Ranks:
-    """All layers together lose this share of their parameters: where the share of a layer's energy lost by that is least."""
+    """All layers together lose this share of their price: where the share of a layer's energy lost by that is least."""
     if not ratio:
         return uniform(spectra, 0)
     ranks: Ranks = {s.name: 1 if s.highest else None for s in spectra}

@@ -42,6 +42,11 @@ def shape(site: Site) -> tuple[int, int]:
     return out, prod(layer.weight_shape) // out
 
 
+def macs_per_weight(site: Site) -> int:
+    out, inputs = shape(site)
+    return max(sum(layer.macs for layer in site.layers) // (out * inputs), 1)
+
+
 def _size(site: Site) -> str:
     out, inputs = shape(site)
     if out <= NARROW:

@@ -10,7 +10,7 @@ Repair(...).run(...)                                refit the second of each two
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -91,6 +91,8 @@ class RankJob(Job):
 
     def _ranks(self, spectra: Sequence[Spectrum], chosen: Sequence[Site]) -> Ranks:
         kind, share = self.request.goal
+        if kind == "macs":
+            spectra = [replace(s, price=decide.macs_per_weight(site)) for s, site in zip(spectra, chosen, strict=True)]
         choices = decide.chooser(spectra, self.request.budget)
         if kind == "channels":
             ranks = choices(1 - share)

@@ -88,7 +88,7 @@ def _ranks_headline(report: Figures) -> str:
     split = sum(row["rank"] is not None for row in rows)
     asked = f"target {_target(options['target'])} asked" if options.get("target") else f"ratio {report['ratio']:.2f} asked"
     before, after = (sum(row[key] for row in rows if row["lost"] is not None) for key in ("parameters_before", "parameters"))
-    gone = f"{1 - after / before:.2f} of the weights of layers that may become two gone" if before else ""
+    gone = f"{1 - after / before:.2f} of the eligible weights gone" if before else ""
     macs = report["original"]["macs"], report["pruned"]["macs"]
     left = f"{macs[1] / macs[0]:.2f} of the MACs left" if macs[0] else ""
     return ", ".join(part for part in (asked, f"{split} of {units.plural(len(rows), 'matrix')} became two", gone, left) if part)

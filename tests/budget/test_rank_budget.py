@@ -79,6 +79,14 @@ def test_what_cannot_be_met_leaves_rank_1():
     assert by_spectrum([spectrum("a", 20, 20, 0.9), spectrum("b", 9, 9, 0.9)], 0.99) == {"a": 1, "b": 1}
 
 
+def test_where_weights_cost_more_they_go_first():
+    dear = Spectrum("dear", 20, 20, [0.9**i for i in range(20)], price=50)
+    found = by_spectrum([dear, spectrum("cheap", 20, 20, 0.9)], 0.4)
+    assert found["cheap"] is None
+    assert found["dear"] < 7
+    assert uniform([dear], 0.5) == uniform([spectrum("dear", 20, 20, 0.9)], 0.5)
+
+
 def test_a_dead_layer_goes_down_to_rank_1():
     dead = Spectrum("dead", 20, 20, [0.0] * 20)
     assert by_spectrum([dead, spectrum("a", 20, 20, 0.9)], 0.3)["dead"] == 1

@@ -43,6 +43,7 @@ def test_defaults_are_left_to_the_library(run, library, model):
         ("--only a* --only b", "only", ("a*", "b")),
         ("--through-norms", "through_norms", True),
         ("--keep-ends", "keep_ends", True),
+        ("--sparse-storage", "sparse_storage", True),
         ("--kind neuron,head --kind head-width", "kinds", ("neuron", "head", "head-width")),
         ("--skip head", "skip", ("head",)),
         ("--device cuda:1", "device", "cuda:1"),

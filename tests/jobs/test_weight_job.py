@@ -186,7 +186,7 @@ def test_every_weight_method_keeps_the_pattern_in_every_kind_of_layer(name):
             assert there.max() <= 2, weight
             assert METHODS[name].may_keep_fewer or there.min() == 2, weight
     told = result.report["sparsity"]["summary"]
-    assert "it has no kernels for 2:4; TensorRT has" in told
+    assert "it has no kernels for 2:4; TensorRT has)" in told
 
 
 def test_the_ends_stay_whole_where_asked():

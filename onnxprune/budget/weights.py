@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +17,8 @@ from onnxprune.errors import UsageError
 
 # A layer keeps at least this share of its units when layers compete: an empty one cuts the network in two.
 FLOOR = 0.01
+# Points between two trials of a layer, and the share of the whole loss that is no loss at all.
+FINER, NEARLY_NONE = 24, 1e-5
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,21 @@ class Share:
     unit: int
     zero: Tensor
     errors: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What a layer costs the network when so many of its weights stay: tried at some counts, from 0 to all of them."""
+
+    counts: Sequence[int]
+    losses: Sequence[float]
+
+    def refined(self) -> tuple[list[int], list[float]]:
+        """The curve at many counts: between trials losses fall by the same factor with each weight, at the end to almost none."""
+        losses = np.maximum.accumulate(np.asarray(self.losses, np.float64)[::-1])[::-1]
+        logs = np.log(np.maximum(losses, NEARLY_NONE * max(losses[0], 1e-300)))
+        counts = np.unique(np.concatenate([np.linspace(a, b, FINER + 1).round() for a, b in pairwise(self.counts)]))
+        return counts.astype(int).tolist(), np.exp(np.interp(counts, self.counts, logs)).tolist()
 
 
 def keep_layers(shapes: Mapping[str, tuple[int, int, int]], units: Mapping[str, int], ratio: float) -> dict[str, Quota]:
@@ -129,6 +148,34 @@ def keep_bound(shares: Mapping[str, Share], ratio: float) -> dict[str, Quota]:
 
 def _seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+def keep_by_trials(trials: Mapping[str, Trials], ratio: float) -> dict[str, Quota]:
+    """Layers share what stays so that their losses add up to the least: along the lower hull of each curve, best first."""
+    whole = round((1 - ratio) * sum(t.counts[-1] for t in trials.values()))
+    counts = {name: ceil(FLOOR * t.counts[-1]) for name, t in trials.items()}
+    edges = []
+    for name, tried in trials.items():
+        hull = _hull(*tried.refined())
+        edges += [((a[1] - b[1]) / (b[0] - a[0]), name, a[0], b[0]) for a, b in pairwise(hull)]
+    left = whole - sum(counts.values())
+    for _, name, _, high in sorted(edges, key=lambda edge: -edge[0]):
+        more = min(max(high - counts[name], 0), max(left, 0))
+        counts[name] += more
+        left -= more
+    return {name: Quota(count) for name, count in counts.items()}
+
+
+def _hull(counts: Sequence[int], losses: Sequence[float]) -> list[tuple[int, float]]:
+    """The lower convex hull of points in rising order of counts."""
+    hull: list[tuple[int, float]] = []
+    for x, y in zip(counts, losses, strict=True):
+        while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (x - hull[-2][0]) >= (y - hull[-2][1]) * (
+            hull[-1][0] - hull[-2][0]
+        ):
+            hull.pop()
+        hull.append((x, y))
+    return hull
 
 
 def by_scope(scope: Scope, shares: Mapping[str, Share], ratio: float) -> dict[str, Quota]:

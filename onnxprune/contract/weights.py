@@ -156,7 +156,8 @@ class WeightMethod(Method):
 
     needs           statistics wanted on the inputs of the layers, for the scores and the decision alike
     may_keep_fewer  weights that its scores rule out go even where the quota has room for them
-    scope           what competes with `--budget auto`: weights of each layer, of each row, of the network, or as `errors` says
+    scope           what competes with `--budget auto`: weights of each layer, of each row, of the network, or as `errors` says;
+                    gain: layers, by the `error` of plans that are tried, times what an error there does to the model's outputs
     """
 
     scope: ClassVar[Scope] = "layer"

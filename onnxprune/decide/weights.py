@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxprune.budget.weights import Share, by_scope, keep_layers, keep_pattern, keep_rows
+from onnxprune.budget.weights import Share, Trials, by_scope, keep_by_trials, keep_layers, keep_pattern, keep_rows
 from onnxprune.calibration.fitting import fixed_batch
 from onnxprune.calibration.gains import measure_gains
 from onnxprune.calibration.observe import Progress, observe
@@ -29,6 +29,8 @@ from onnxprune.network import Layer, Network
 
 # Bytes of statistics that are held at a time; layers beyond that are looked at in a later pass over the samples.
 STATISTICS_BUDGET = 1 << 30
+# How many times the share asked for is tried on each layer, where layers compete by trials, and what is not worth a trial.
+LEVELS, LEAST_TRIED = (0.5, 1.0, 2.0, 4.0), 0.9
 
 
 @dataclass(frozen=True)
@@ -233,10 +235,26 @@ def share_of(method: WeightMethod, view: LayerView, *, bounds: bool) -> Share:
     return Share(scores, view.kernel if kernel else 1, zero, errors)
 
 
-def _weighed(shares: Mapping[str, Share], gains: Mapping[str, float]) -> dict[str, Share]:
-    """Scores that are squared errors of a layer's outputs become those of the model's."""
+def _trials(method: WeightMethod, views: Views, found: Sequence[Site], ratio: float, seed: int) -> dict[str, Trials]:
+    """Every layer pruned at some ratios around the one asked for: the squared error of its outputs times its gain.
+
+    Matrices whose gain cannot be measured (of recurrent layers) count as the typical one.
+    """
+    gains = views.gains(found)
     typical = float(np.median(list(gains.values()))) if gains else 1.0
-    return {name: replace(share, scores=share.scores * gains.get(name, typical)) for name, share in shares.items()}
+    trials = {}
+    for view in views:
+        scores = check_weight_scores(method, view, method.score(view))
+        size = view.matrix.numel()
+        counts = [0, *sorted({round(share * size) for share in _levels(1 - ratio)} - {0, size}), size]
+        plans = [method.decide(view, scores, Quota(count), generator(seed, view.name)) for count in counts[:-1]]
+        gain = gains.get(view.name, typical)
+        trials[view.name] = Trials(counts, [gain * (plan.error or 0.0) ** 2 for plan in plans] + [0.0])
+    return trials
+
+
+def _levels(kept: float) -> list[float]:
+    return [share for factor in LEVELS if (share := kept * factor) < LEAST_TRIED]
 
 
 @dataclass(frozen=True)
@@ -266,10 +284,10 @@ def decide(
         units = {name: unit for name, (_, unit) in layers.items()}
         spread = keep_layers if scope == "layer" else keep_rows
         quotas = keep_pattern(shapes, units, pattern) if pattern is not None else spread(shapes, units, ratio)
+    elif scope == "gain":
+        quotas = keep_by_trials(_trials(method, views, found, ratio, seed), ratio)
     else:
         shares = {view.name: share_of(method, view, bounds=scope == "bound") for view in views}
-        if scope == "gain":
-            shares = _weighed(shares, views.gains(found))
         quotas = by_scope("bound" if scope == "bound" else "network", shares, ratio)
     plans = {}
     facts = {}

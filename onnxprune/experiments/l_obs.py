@@ -141,7 +141,7 @@ def whole_network(case: Case, seeds: int, progress: Progress) -> Result:
         "l-obs, rounds=5": _method("l-obs", rounds=5), "obs": _method("obs"), "sparsegpt": _method("sparsegpt"),
         "magnitude": _method("magnitude"),
     }  # fmt: skip
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for number, (name, method) in enumerate(methods.items()):
         views = bench.views(method)
         count = len(views.sites)
@@ -152,7 +152,7 @@ def whole_network(case: Case, seeds: int, progress: Progress) -> Result:
         progress(f"pruning every layer with {name}", (number + 1) / (len(methods) + 1))
     compared, figures = _authors(bench, progress)
     told = [
-        f"Error before pruning {1 - bench.dense:.2%}; the paper's network 1.76 %. Its figures are of its own network and of Table 1 "
+        f"Error before pruning {1 - bench.dense:.2%}; the paper's network 1.76 %. Its figures are of its own network and Table 1 "
         "of the main text; the share kept is that of Table 3 where the network has three layers.",
         "Without retraining l-obs by one ranking is what the paper has; obs chooses the weights of a layer together.",
     ]
@@ -168,7 +168,8 @@ def _authors(bench: Bench, progress: Progress) -> tuple[list[tuple[str, ...]], l
     method = _method("l-obs")
     if abs(table["dense"] - bench.dense) > 0.003 or len(bench.sites(method)) != len(TABLE):
         return [], []
-    rows, figures = [], []
+    rows: list[tuple[str, ...]] = []
+    figures = []
     for number in range(len(TABLE)):
         name = f"fc{number + 1}"
         levels = [table[name][str(level)] for level in LEVELS]

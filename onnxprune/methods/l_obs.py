@@ -27,7 +27,7 @@ The baselines of its appendix: LWC is `magnitude`; ApoZ is the share of zeros of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any, ClassVar
 
@@ -92,6 +92,35 @@ class LObs(SecondOrder):
         plan = self._by_quota(view, scores, quota, quadratic)
         tolerance = self.values["tolerance"]
         return plan if tolerance is None else self._tolerated(view, scores, quota, quadratic, plan)
+
+    def facts(self, view: LayerView, plan: LayerPlan) -> Mapping[str, Any]:
+        """sqrt(dE) of the whole output map of a layer and ||W^|| as a map of its whole input, for `bounds`.
+
+        A convolution reads each input position at most `kernel` times: its norm is at most sqrt(kernel) times its matrix's.
+        """
+        if plan.error is None:
+            return {}
+        kept, spread = plan.weights(view).double(), view.kernel**0.5
+        slopes = view.activation.bounds if view.activation.name in ("LeakyRelu", "PRelu") else ()
+        return {
+            "error": plan.error * view.positions**0.5,
+            "frobenius": spread * float(torch.linalg.vector_norm(kept)),
+            "spectral": spread * float(torch.linalg.matrix_norm(kept, 2).max()),
+            "steady": view.activation.name in STEADY or (bool(slopes) and max(abs(slope) for slope in slopes) <= 1),
+        }
+
+    def bounds(self, layers: Mapping[str, Mapping[str, Any]], samples: int) -> Mapping[str, Any]:
+        """Theorem 3.2 for these layers, taken as a chain in the order of the model, from what `facts` told of each."""
+        told = {"layers": [{"name": name, **facts} for name, facts in layers.items()]}
+        if not all(facts["steady"] for facts in layers.values()):
+            return told | {"summary": "Theorem 3.2 says nothing here: an activation may stretch distances"}
+        errors = [facts["error"] for facts in layers.values()]
+        last = {kind: accumulated_errors(errors, [f[kind] for f in layers.values()])[-1] for kind in ("frobenius", "spectral")}
+        summary = (
+            f"if these {len(layers)} layers are a chain, the root mean squared error of its outputs before any repair is at most "
+            f"{last['spectral']:.3g} on the {samples} samples ({last['frobenius']:.3g} with Frobenius norms; Theorem 3.2)"
+        )
+        return told | {"accumulated": last, "summary": summary}
 
     def _updating(self, view: LayerView) -> Quadratic:
         """What the update and the errors are taken from: never singular."""
@@ -204,6 +233,10 @@ def accumulated_errors(errors: Sequence[float], norms: Sequence[float]) -> list[
     for error, norm in zip(errors, norms, strict=True):
         found.append(error + (norm * found[-1] if found else 0.0))
     return found
+
+
+# Activations that never stretch a distance; of the others the theorem says nothing.
+STEADY = frozenset({"identity", "Relu", "Clip", "Sigmoid", "Tanh", "HardSigmoid", "Softplus"})
 
 
 @method

@@ -90,9 +90,11 @@ class Obs(SecondOrder):
 
     def decide(self, view: LayerView, scores: Tensor, quota: Quota, rng: torch.Generator) -> LayerPlan:
         wanted = quota.choose(scores, view)
-        if bool((wanted | (view.matrix == 0)).all()) or not bool(wanted.any()):
-            return LayerPlan(wanted)
+        if bool((wanted | (view.matrix == 0)).all()):
+            return LayerPlan(wanted, error=0.0)
         quadratic = self.quadratic(view)
+        if not bool(wanted.any()):
+            return self.plan(view, quadratic, wanted, torch.zeros_like(view.matrix))
         weights = view.matrix.to(quadratic.dtype)
         size = quadratic.diagonal.sqrt()
         dense = admm(quadratic.scaled(1 / size), weights * size[:, None], view, quota)

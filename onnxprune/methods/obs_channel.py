@@ -31,7 +31,6 @@ from onnxprune.contract import Activation, ChannelMethod, ChannelView, Moments, 
 from onnxprune.contract import readings as read
 from onnxprune.errors import UsageError
 
-
 # Inputs with less than this share of the mean variance are constant but for rounding in single precision.
 STILL = 1e-6
 

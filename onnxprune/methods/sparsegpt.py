@@ -45,8 +45,8 @@ class SparseGpt(SecondOrder):
 
     def decide(self, view: LayerView, scores: Tensor, quota: Quota, rng: torch.Generator) -> LayerPlan:
         wanted = quota.choose(scores, view)
-        if bool((wanted | (view.matrix == 0)).all()) or not bool(wanted.any()):
-            return LayerPlan(wanted)
+        if bool((wanted | (view.matrix == 0)).all()):
+            return LayerPlan(wanted, error=0.0)
         quadratic = self.quadratic(view)
         order = _channels_within_positions(view) if quota.pattern else torch.arange(view.matrix.shape[2])
         order = order.to(view.matrix.device)

@@ -44,7 +44,8 @@ def main(name: str = "obs", out: str = "4096", inputs: str = "25088", ratio: str
     plan.check(view, quota)
     error = quadratic.error(plan.weights(view) - view.matrix) ** 0.5 / whole
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{name} {out} x {inputs} at {ratio}: {wall:.0f} s ({processor:.0f} s of processor), {peak:.1f} GiB, error {error:.4f}")
+    told = f"{wall:.0f} s ({processor:.0f} s of processor), {peak:.1f} GiB, error {error:.4f}"
+    sys.stdout.write(f"{name} {out} x {inputs} at {ratio}: {told}\n")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from onnxprune.budget.weights import Share, by_scope, keep_pattern
+from onnxprune.budget.weights import Share, Trials, by_scope, keep_by_trials, keep_pattern
 from onnxprune.errors import UsageError
 
 
@@ -59,6 +61,26 @@ def test_zeros_that_were_there_go_first():
 
 def test_a_pattern_prescribes_the_count():
     assert keep_pattern({"a": (2, 3, 16)}, {"a": 1}, (2, 4))["a"].keep == 48
+
+
+def test_layers_share_what_stays_as_a_search_over_all_splits_would():
+    curves = {"a": (0, 5, 10, 20, 60, 100), "b": (0, 5, 10, 20, 60, 100), "c": (0, 2, 10, 20)}
+    scales, rates = {"a": 1.0, "b": 30.0, "c": 5.0}, {"a": 0.10, "b": 0.05, "c": 0.20}
+    trials = {n: Trials(c, [scales[n] * math.exp(-rates[n] * m) for m in c[:-1]] + [0.0]) for n, c in curves.items()}
+    quotas = keep_by_trials(trials, 0.6)
+    kept = {name: quota.keep for name, quota in quotas.items()}
+    assert sum(kept.values()) == 88
+
+    def loss(a, b, c):
+        return sum(scales[n] * math.exp(-rates[n] * m) * (m < curves[n][-1]) for n, m in (("a", a), ("b", b), ("c", c)))
+
+    best = min(loss(a, b, 88 - a - b) for a in range(1, 88) for b in range(max(1, 68 - a), min(88 - a, 101)))
+    assert loss(kept["a"], kept["b"], kept["c"]) <= 1.05 * best
+
+
+def test_a_layer_that_nothing_depends_on_keeps_its_floor():
+    trials = {"a": Trials((0, 50, 100), (1.0, 0.5, 0.0)), "b": Trials((0, 100, 300), (0.0, 0.0, 0.0))}
+    assert {name: quota.keep for name, quota in keep_by_trials(trials, 0.8).items()} == {"a": 77, "b": 3}
 
 
 def test_no_bound_no_budget_by_bounds():

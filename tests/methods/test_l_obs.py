@@ -13,6 +13,7 @@ from onnxprune.contract import (
     ChannelView,
     Gram,
     InputMoments,
+    LayerPlan,
     LayerView,
     Maker,
     Quota,
@@ -145,6 +146,31 @@ def test_no_chain_breaks_the_bound():
                 assert measured <= bound * (1 + 1e-9)
             tight = min(tight, bound / measured - 1)
     assert tight < 1.0
+
+
+def test_the_report_tells_the_bound_of_the_layers_that_were_pruned():
+    views = [replace(layer(out=8, inputs=8, seed=s), activation=Activation("Relu")) for s in range(3)]
+    method = LObs()
+    plans = [decided(method, view, Quota(40)) for view in views]
+    facts = {str(i): method.facts(v, p) for i, (v, p) in enumerate(zip(views, plans, strict=True))}
+    told = method.bounds(facts, 200)
+    expected = accumulated_errors(
+        [p.error for p in plans], [float(torch.linalg.matrix_norm(p.weights(v)[0], 2)) for v, p in zip(views, plans, strict=True)]
+    )
+    assert told["accumulated"]["spectral"] == pytest.approx(expected[-1], rel=1e-5)
+    assert told["accumulated"]["spectral"] < told["accumulated"]["frobenius"]
+    assert [entry["name"] for entry in told["layers"]] == ["0", "1", "2"]
+    stretching = facts | {"1": method.facts(replace(views[1], activation=Activation("Silu")), plans[1])}
+    assert "accumulated" not in method.bounds(stretching, 200)
+
+
+def test_a_convolutions_norm_is_never_more_than_told():
+    """A kernel of ones on a map of ones stretches it by nearly its number of positions, more than its Frobenius norm."""
+    view = replace(layer(out=1, inputs=9, kernel=9), matrix=torch.ones(1, 1, 9), positions=400)
+    facts = LObs().facts(view, LayerPlan(torch.ones(1, 1, 9, dtype=torch.bool), error=0.0))
+    image = torch.ones(1, 1, 20, 20)
+    stretched = torch.nn.functional.conv2d(image, torch.ones(1, 1, 3, 3), padding=1).norm() / image.norm()
+    assert 3 < float(stretched) <= facts["spectral"] + 1e-6
 
 
 def test_the_bound_is_the_sum_of_the_theorem():

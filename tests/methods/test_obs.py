@@ -1,4 +1,4 @@
-"""The joint choice by ADMM, and the column sweep: against exhaustive search, exact surgery, and plain elimination in one order."""
+"""The joint choice by ADMM, and the column sweep: against exhaustive search, exact surgery, plain elimination in one order."""
 
 from __future__ import annotations
 

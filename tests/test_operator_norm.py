@@ -97,6 +97,13 @@ def test_frequencies_give_the_norm_of_circular_padding(sizes, dilations):
     assert circular_norm(kernels, sizes, dilations) == pytest.approx(float(torch.linalg.matrix_norm(matrix, 2)))
 
 
+@pytest.mark.parametrize(("size", "norm"), [(6, 4.0), (8, 4.0), (7, 4 * math.cos(math.pi / 14) ** 2)])
+def test_the_highest_frequency_counts(size, norm):
+    """Differences along both axes: longest on a chequered map, which goes around only where the size is even."""
+    kernel = torch.tensor([[[[1.0, -1.0], [-1.0, 1.0]]]])
+    assert circular_norm(kernel, (size, size)) == pytest.approx(norm)
+
+
 def test_the_frobenius_norm_is_no_bound_for_convolutions():
     """A constant 3 x 3 kernel: Frobenius 3, and nine times as long on a large constant map."""
     found = layer("Conv", (1, 1, 3, 3), (1, 1, 40, 40), pads=(1, 1, 1, 1))

@@ -81,34 +81,44 @@ def keep_network(shares: Mapping[str, Share], ratio: float) -> dict[str, Quota]:
 
     Where units of several layers tie, the same share of those of each layer stays.
     """
-    names = list(shares)
-    ranked = [_ranked(shares[name]) for name in names]
-    sizes = torch.cat([torch.full((len(r),), shares[name].unit) for name, r in zip(names, ranked, strict=True)])
-    owner = torch.cat([torch.full((len(r),), i) for i, r in enumerate(ranked)])
-    order = torch.argsort(torch.cat([_among_ties(r) for r in ranked]), stable=True)
-    order = order[torch.argsort(torch.cat(ranked)[order], descending=True, stable=True)]
-    whole = round((1 - ratio) * int(sizes.sum()))
-    within = sizes[order].cumsum(0) <= whole
-    counts = torch.bincount(owner[order][within], minlength=len(names)).tolist()
-    floors = [ceil(FLOOR * len(r)) for r in ranked]
-    return {
-        name: Quota(max(count, floor), shares[name].unit)
-        for name, count, floor in zip(names, _without(counts, floors), floors, strict=True)
-    }
+    ranked = {name: share.scores.masked_fill(share.zero, -torch.inf).flatten() for name, share in shares.items()}
+    unit = {name: share.unit for name, share in shares.items()}
+    room = round((1 - ratio) * sum(unit[name] * len(r) for name, r in ranked.items()))
+    bar = _bar(ranked, unit, room)
+    counts = {name: int((r > bar).sum()) for name, r in ranked.items()}
+    room -= sum(unit[name] * count for name, count in counts.items())
+    tied = {name: int((r == bar).sum()) for name, r in ranked.items()}
+    for name, more in _spread(tied, unit, room).items():
+        counts[name] += more
+    floors = {name: ceil(FLOOR * len(r)) for name, r in ranked.items()}
+    settled = _without(list(counts.values()), list(floors.values()))
+    return {name: Quota(max(count, floors[name]), unit[name]) for name, count in zip(counts, settled, strict=True)}
 
 
-def _ranked(share: Share) -> Tensor:
-    return share.scores.double().masked_fill(share.zero, -torch.inf).flatten().cpu()
+def _bar(ranked: Mapping[str, Tensor], unit: Mapping[str, int], room: int) -> float:
+    """The largest score for which the units above it fit: nothing is sorted where all units weigh the same."""
+    values = torch.cat(list(ranked.values()))
+    sizes = set(unit.values())
+    if len(sizes) == 1:
+        fitting = min(room // sizes.pop(), len(values) - 1)
+        return float(values.kthvalue(len(values) - fitting).values)
+    weights = torch.cat([torch.full((len(r),), unit[name]) for name, r in ranked.items()]).to(values.device)
+    order = torch.argsort(values, descending=True)
+    fitting = min(int((weights[order].cumsum(0) <= room).sum()), len(values) - 1)
+    return float(values[order[fitting]])
 
 
-def _among_ties(ranked: Tensor) -> Tensor:
-    """The place of each score among those of its layer that equal it, as a share of them: in (0, 1)."""
-    _, run, lengths = torch.unique(ranked, return_inverse=True, return_counts=True)
-    order = torch.argsort(run, stable=True)
-    place = torch.empty(len(ranked), dtype=torch.float64)
-    place[order] = (torch.arange(len(ranked)) - (lengths.cumsum(0) - lengths)[run[order]]).double()
-    share: Tensor = (place + 0.5) / lengths[run]
-    return share
+def _spread(tied: Mapping[str, int], unit: Mapping[str, int], room: int) -> dict[str, int]:
+    """Of each layer's tied units the same share, to one unit, as many as there is room for."""
+    whole = sum(unit[name] * count for name, count in tied.items())
+    share = min(room / whole, 1.0) if whole else 0.0
+    found = {name: int(share * count) for name, count in tied.items()}
+    left = room - sum(unit[name] * count for name, count in found.items())
+    for name in sorted(tied, key=lambda name: int(share * tied[name]) - share * tied[name]):
+        if found[name] < tied[name] and unit[name] <= left:
+            found[name] += 1
+            left -= unit[name]
+    return found
 
 
 def _without(counts: Sequence[int], floors: Sequence[int]) -> list[int]:

@@ -150,6 +150,6 @@ def _remarks(found: Scores, before: float) -> list[str]:
         + "; refitted "
         + ", ".join(f"{NAMES[m]} {refitted[m]:.0%}" for m in REFITTED)
         + ".",
-        "A likely reason, not tested here: sensitivities do not change when a row is scaled, so that they say nothing of how much a "
+        "A likely reason, not tested here: sensitivities do not change when a row is scaled: they say nothing of how much a "
         "row matters to the network; the magnitudes of WT do.",
     ]

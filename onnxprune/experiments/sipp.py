@@ -143,13 +143,13 @@ def _remarks(found: Scores, before: float) -> list[str]:
     return [
         "The paper prunes and retrains in turns and finds SiPP on a par with WT, its variants alike (Fig. 3, S1); there is no "
         f"retraining here. Unpruned accuracy {before:.1%}.",
-        f"As in the paper: the best variant is {METHODS[best]} with {ours:.1%} on average over the ratios, WT has {wt:.1%} "
+        f"Without refit the best variant is {METHODS[best]} with {ours:.1%} on average over the ratios, WT has {wt:.1%} "
         f"({100 * (ours - wt):+.1f} points); between Det, Rand and Hybrid lie {100 * (max(spread) - min(spread)):.1f} points.",
         f"For at most {TOLERANCE:.0%} of accuracy may go: "
         + ", ".join(f"{label} {plain[m]:.0%}" for m, label in NAMES.items())
         + "; refitted "
         + ", ".join(f"{NAMES[m]} {refitted[m]:.0%}" for m in REFITTED)
         + ".",
-        "Sensitivities do not change when a row is scaled, so that they say nothing of how much a row matters; retraining hides "
-        "that, pruning alone does not. A single weight that is all of a row's sum at some position counts as fully important.",
+        "A likely reason, not tested here: sensitivities do not change when a row is scaled: they say nothing of how much a "
+        "row matters to the network; the magnitudes of WT do.",
     ]

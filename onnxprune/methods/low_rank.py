@@ -75,7 +75,7 @@ class LayerMoments(Statistic):
 
     @property
     def scarcity(self) -> float:
-        """The oracle-approximating share (Chen, Wiesel, Eldar, Hero 2010): how little the moments of few samples are to be believed.
+        """The oracle-approximating share (Chen, Wiesel, Eldar, Hero 2010): how little few samples are to be believed.
 
         From as many samples as ranks stay, the others would seem to cost nothing at all.
         """

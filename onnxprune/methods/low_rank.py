@@ -11,8 +11,9 @@ Denton, Zaremba, Bruna, LeCun, Fergus: "Exploiting Linear Structure Within Convo
 U_r U_r^T W is the best rank r in mean ||(W - W') x||^2, and no C^(-1/2) is needed: it is the best for W C^(1/2) as well, from the
 left. Where the layer has a bias this takes up the mean of what is lost, so that C is centred; else second moments stand for C.
 
-Departures: C + 0.01 mean(diag C) I is used, so that inputs which no sample showed count a little (algorithms.md 1.8).
-Convolutions are taken as matrices of (out, in * kernel positions): r filters of the old size, then one of size 1.
+Departures: (1 - s) C + (0.01 + s) mean(diag C) I is used, so that inputs which no sample showed count too (algorithms.md 1.8);
+the share s is large where samples are scarce. Convolutions are taken as matrices of (out, in * kernel positions): r filters of
+the old size, then one of size 1.
 """
 
 from __future__ import annotations
@@ -72,6 +73,16 @@ class LayerMoments(Statistic):
         found = self._products / max(self.count, 1)
         return found - torch.outer(self.mean, self.mean) if centred else found
 
+    @property
+    def scarcity(self) -> float:
+        """The oracle-approximating share (Chen, Wiesel, Eldar, Hero 2010): how little few samples are to be believed.
+
+        From as many samples as ranks stay, the others would seem to cost nothing at all.
+        """
+        plain = self.second(centred=True)
+        rank = float(plain.trace() ** 2 / (plain**2).sum().clamp(min=1e-300))
+        return min((1 + rank) / ((self.count + 1) * max(1 - rank / len(plain), 1e-3)), 1.0)
+
     def input_energy(self, *, centred: bool) -> float:
         mean, square = self._inputs / max(self.count, 1)
         return float((square - mean**2 if centred else square).mean().clamp(min=0))
@@ -122,8 +133,11 @@ class Svd(RankMethod):
     def _decompose(self, view: RankView) -> tuple[Tensor, Tensor]:
         weight = view.matrix[0].double()
         seen = self._moments(view)
-        damping = 1.0 if seen is None else DAMPING * seen.input_energy(centred=view.free_bias) or 1.0
-        known = None if seen is None else seen.second(centred=view.free_bias)
+        damping, known = 1.0, None
+        if seen is not None:
+            share = seen.scarcity
+            damping = (DAMPING + share) * seen.input_energy(centred=view.free_bias) or 1.0
+            known = (1 - share) * seen.second(centred=view.free_bias)
         if weight.shape[0] < weight.shape[1]:
             values, basis = _eigen(damping * (weight @ weight.T) + (0 if known is None else known))
             return basis, values

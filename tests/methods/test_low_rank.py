@@ -16,6 +16,7 @@ SHAPES = [(7, 12), (12, 7), (8, 8)]
 def undamped(monkeypatch):
     """The formulas without what guards them against scarce data."""
     monkeypatch.setattr(low_rank, "DAMPING", 1e-9)
+    monkeypatch.setattr(LayerMoments, "scarcity", 0.0)
 
 
 def layer(out, inputs, *, free=True, seed=0):
@@ -98,6 +99,19 @@ def test_inputs_that_no_sample_showed_keep_their_weights_at_full_rank(shape):
     blank.add(rows)
     found = create("svd").factor(RankView("l", view.matrix, view.bias, statistics={LayerMoments: blank}), view.full)
     assert float((found.matrix[0] - matrix).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("count", [6, 60, 6000])
+def test_few_samples_are_not_believed(count, monkeypatch):
+    """Of 6 samples a rank of 6 explains all; of inputs that are all alike it explains 6 / 40."""
+    monkeypatch.undo()
+    rng = torch.Generator().manual_seed(0)
+    matrix = torch.linalg.qr(torch.randn((40, 40), generator=rng)).Q[None]
+    counted = LayerMoments(matrix)
+    counted.add(torch.randn((count, 1, 40), generator=rng))
+    view = RankView("l", matrix, torch.zeros(1, 40), statistics={LayerMoments: counted})
+    energies = create("svd").energies(view)
+    assert 6 / 40 <= float(energies[:6].sum() / energies.sum()) < 0.4
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -69,17 +69,25 @@ def headline(report: Figures) -> str:
 
 
 def _weights_headline(report: Figures) -> str:
-    sparsity, options = report["sparsity"], report.get("options") or {}
-    if options.get("pattern"):
-        asked = f"pattern {options['pattern']} asked, "
-    else:
-        asked = f"{sparsity['share_asked']:.2f} of the weights asked, " if sparsity.get("share_asked") is not None else ""
+    sparsity = report["sparsity"]
+    parts = [_asked_of_weights(sparsity, report.get("options") or {})]
     rows = [row for row in report.get("weights") or [] if row["reason"] is None]
     chosen = sum(row["zeros"] for row in rows) / max(sum(row["weights"] for row in rows), 1)
     # Where matrices are left alone the share of the whole is another one than was asked for.
-    apart = abs(chosen - sparsity["share"]) >= 0.005
-    which = f"{chosen:.2f} of the weights in {units.plural(len(rows), 'pruned matrix')} are zero, " if apart else ""
-    return f"{asked}{which}{sparsity['share']:.2f} of all {'weights' if apart or options.get('pattern') else 'of them'} are zero"
+    if abs(chosen - sparsity["share"]) >= 0.005:
+        parts.append(f"{chosen:.2f} of the weights in {units.plural(len(rows), 'pruned matrix')} are zero")
+    parts.append(f"{sparsity['share']:.2f} of all weights are zero")
+    return ", ".join(part for part in parts if part)
+
+
+def _asked_of_weights(sparsity: Figures, options: Figures) -> str:
+    if options.get("pattern"):
+        return f"pattern {options['pattern']} asked"
+    if options.get("epsilon") is not None:
+        return f"an error of at most {options['epsilon']:g} asked"
+    if options.get("guarantee_labels") is not None:
+        return f"{options['guarantee_labels']:g} of the labels to be guaranteed"
+    return f"{sparsity['share_asked']:.2f} of the weights asked" if sparsity.get("share_asked") is not None else ""
 
 
 def _ranks_headline(report: Figures) -> str:

@@ -41,7 +41,7 @@ def ranks():
 
 def test_zeros_say_what_they_bring(zeros):
     output = shown(zeros)
-    assert "0.75 of the weights asked, 0.75 of all of them are zero" in output
+    assert "0.75 of the weights asked, 0.75 of all weights are zero" in output
     assert line(output, "w2") == "864 648 75.0 % w2"
     assert "4 matrices of layers" in output
     assert "zeros make ONNX Runtime no faster. Compressed (deflate) the weights take 0." in whole(output)

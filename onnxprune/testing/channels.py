@@ -9,8 +9,7 @@ import torch
 
 from onnxprune.contract import Activation, ChannelMethod, ChannelPlan, ChannelView, Maker, Reader, Statistic, check_scores
 from onnxprune.errors import UsageError
-from onnxprune.pipeline import PruneResult, prune
-from onnxprune.testing.nets import as_bytes, check_finite, stored, tiny_network
+from onnxprune.testing.nets import halves
 
 Steps = list[tuple[str, ChannelView]]
 
@@ -113,23 +112,9 @@ def _seeded() -> torch.Generator:
 
 
 def _check_pipeline(cls: type[ChannelMethod], options: dict[str, Any]) -> None:
-    name, model = cls.name, tiny_network()
-    before = as_bytes(model)
-
-    def run(ratio: float, repair: str) -> PruneResult:
-        return prune(
-            model, name, ratio, options=options, repair=repair, samples=24, batch=4, align=1, budget="uniform", device="cpu",
-            latency=False, seed=3,
-        )  # fmt: skip
-
-    for repair in ("none", "least-squares"):
-        same = stored(run(0.0, repair).model)
-        assert same == stored(model), f"{name}: a ratio of 0 changes the weights (repair {repair})"
-        first, second = run(0.5, repair), run(0.5, repair)
-        assert as_bytes(first.model) == as_bytes(second.model), f"{name}: the same seed gives two models (repair {repair})"
-        check_finite(name, first.model, repair)
-        groups = [g for g in first.report["groups"] if cls.target == "channel" or g["kind"] == cls.target]
+    for result in halves(cls.name, options, align=1):
+        groups = [g for g in result.report["groups"] if cls.target == "channel" or g["kind"] == cls.target]
         assert groups
         for group in groups:
-            assert group["kept"] == group["channels"] // 2, f"{name}: {group['kept']} of {group['channels']} kept at ratio 0.5"
-    assert as_bytes(model) == before, f"{name}: the input model was changed"
+            told = f"{cls.name}: {group['kept']} of {group['channels']} kept at ratio 0.5"
+            assert group["kept"] == group["channels"] // 2, told

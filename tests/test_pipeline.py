@@ -93,8 +93,8 @@ def test_a_target_is_met_and_not_exceeded(kind, key, budget):
 
 def test_a_latency_target_is_measured(monkeypatch):
     """With a clock that tells the multiplications, so that the machine's mood does not matter."""
-    from onnxprune import pipeline
     from onnxprune.graph import find, prepare
+    from onnxprune.jobs import job
 
     def macs(model):
         return find(prepare(model)[0]).cost().macs
@@ -104,7 +104,7 @@ def test_a_latency_target_is_measured(monkeypatch):
         fields = {"threads": 1, "runs": 1, "batch": 1, "original_p90_ms": 0.0, "pruned_p90_ms": 0.0}
         return LatencyFigures(original_ms=times[0], pruned_ms=times[1], speedup=times[0] / times[1], **fields)
 
-    monkeypatch.setattr(pipeline, "time_models", measured)
+    monkeypatch.setattr(job, "time_models", measured)
     report = tiny(target="latency=0.5", latency=True, align=1).report
     assert 0.4 < 1 / report["latency"]["speedup"] <= 0.5
     assert report["original"]["latency_ms"] > report["pruned"]["latency_ms"]

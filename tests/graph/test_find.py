@@ -207,7 +207,7 @@ def test_a_function_of_the_models_own():
     assert made.model.functions[0].SerializeToString() == body.SerializeToString()
 
 
-def test_sparse_weights_are_pinned_and_stay():
+def test_sparse_weights_are_made_dense_and_pruned_like_any_other():
     model = block()
     dense = np.zeros((6, 3, 3, 3), np.float32)
     dense.reshape(-1)[[5, 40, 77]] = (1, 2, 3)
@@ -220,10 +220,10 @@ def test_sparse_weights_are_pinned_and_stay():
     file = load(model)
     graph, _ = prepare(file.model)
     network = find(graph)
-    assert network.groups == ()
-    assert any("'w1' is computed" in p.reason or "w1" in p.reason for p in network.pins)
-    made = cut(graph, network, network.alive({}))
-    assert made.model.SerializeToString() == model.SerializeToString()
+    assert np.array_equal(graph.array("w1"), dense)
+    (group,) = (g for g in network.groups if "w1" in {network.slots[m.slot].parameter for m in g.members})
+    made = cut(graph, network, network.alive({group.name: np.arange(group.size - 1)}))
+    assert made.removed["w1"] == {"0": [group.size - 1]}
     assert np.isfinite(run(made.model, feeds(model, 1))[0]).all()
 
 

@@ -8,7 +8,7 @@ import pytest
 from onnx import numpy_helper
 
 import onnxprune
-from onnxprune import pipeline
+from onnxprune.jobs import channels as jobs
 from onnxprune.errors import ProofError
 from onnxprune.rewrite.cut import Cut, cut
 from onnxprune.rewrite.mask import masked_twin
@@ -71,7 +71,7 @@ def test_nothing_leaves_when_the_cut_is_wrong(tmp_path, monkeypatch, where):
             return made
         return cut(graph, network, network.alive({g.name: np.arange(g.size // 2) + g.size - g.size // 2 for g in network.groups}))
 
-    monkeypatch.setattr(pipeline, "cut", wrong)
+    monkeypatch.setattr(jobs, "cut", wrong)
     source = tmp_path / "m.onnx"
     onnx.save(model(), source)
     with pytest.raises(ProofError) as caught:

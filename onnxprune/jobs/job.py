@@ -121,9 +121,7 @@ class Job(ABC):
         """Raises UsageError where something was asked for that this kind of job knows nothing of: silence would be a promise."""
         for name, default in cls.foreign.items():
             if getattr(request, name) != default:
-                value = getattr(request, name)
-                shown = ":".join(map(str, value)) if name == "pattern" else repr(value)
-                what = name.replace("_", " ") + (f" ({shown})" if value is not True else "")
+                what = _asked(name, getattr(request, name))
                 raise UsageError(
                     f"{what} has no meaning for method {request.method!r}", "leave it out, or see `onnxprune methods`"
                 )
@@ -239,3 +237,12 @@ class Job(ABC):
     def latency(self, model: onnx.ModelProto, seconds: float = 6.0) -> LatencyFigures:
         feeds = next(self.samples.test.batches(1))
         return time_models(self.graph.model, model, feeds, device=self.device, threads=self.request.threads, seconds=seconds)
+
+
+def _asked(name: str, value: Any) -> str:
+    """An option as a person would say it."""
+    said = name.replace("_", " ")
+    if isinstance(value, bool):
+        return said if value else {"sequential": "parallel"}.get(name, f"no {said}")
+    shown = value if not isinstance(value, tuple) else (":" if name == "pattern" else ", ").join(map(str, value))
+    return f"{said} ({shown})"

@@ -49,7 +49,7 @@ PROOF_BATCH = 2
 class WeightJob(Job):
     """The stages of the story are its methods, in the order of the story."""
 
-    foreign = MappingProxyType({"align": "auto", "kinds": (), "through_norms": False})
+    foreign = MappingProxyType({"align": "auto", "kinds": (), "through_norms": False, "reweigh": True})
 
     method: WeightMethod
 

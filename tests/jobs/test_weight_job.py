@@ -229,7 +229,8 @@ def test_statistics_beyond_the_memory_budget_come_in_several_passes(monkeypatch)
     ("given", "words"),
     [
         ({"ratio": 0.5, "align": 8}, "align .8. has no meaning"),
-        ({"ratio": 0.5, "kinds": "head"}, "kinds .* has no meaning"),
+        ({"ratio": 0.5, "kinds": "head,neuron"}, "kinds .neuron, head. has no meaning"),
+        ({"ratio": 0.5, "reweigh": False}, "no reweigh has no meaning"),
         ({"ratio": 0.5, "through_norms": True}, "through norms"),
         ({"target": "macs=0.5"}, "zeros bring no less macs"),
         ({"ratio": 0.5, "budget": "fair"}, "fair"),

@@ -113,6 +113,7 @@ class _Sensitive(WeightMethod):
             raise UsageError(f"K is {self.values['K']}", "give a number above 0")
         if not 0 < self.values["delta"] < 1:
             raise UsageError(f"delta is {self.values['delta']}", "it is a probability: give a number between 0 and 1")
+        Sensitivity(torch.ones(1, 1, 1), self.values["patches"])  # refuses what it cannot do
 
     def counter(self, kind: type[Statistic], matrix: Tensor | None) -> Statistic:
         assert matrix is not None, "sensitivities need the weights"
@@ -334,10 +335,16 @@ class CoreNetPlusPlus(CoreNetPlus):
         "candidates": Option(None, "candidates per neuron; default: ceil(log(4 / delta) / log(10 / 9))")
     }
 
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        given = self.values["candidates"]
+        if given is not None and (given != int(given) or given < 1):
+            raise UsageError(f"candidates is {given}", "give a whole number from 1")
+
     @property
     def candidates(self) -> int:
         given = self.values["candidates"]
-        return max(1, int(given)) if given is not None else ceil(log(4 / self.values["delta"]) / log(10 / 9))
+        return int(given) if given is not None else ceil(log(4 / self.values["delta"]) / log(10 / 9))
 
     def decide(self, view: LayerView, scores: Tensor, quota: Quota, rng: torch.Generator) -> LayerPlan:
         first = super().decide(view, scores, quota, rng)

@@ -24,6 +24,7 @@ from onnxprune.devices import Device
 from onnxprune.errors import UsageError
 from onnxprune.figures import SCHEMA, LatencyFigures, Report
 from onnxprune.graph import Graph, ModelFile, find, prepare
+from onnxprune.graph.recurrence import recurrent_layers
 from onnxprune.methods import known
 from onnxprune.network import Layer, Network
 from onnxprune.request import Request
@@ -156,7 +157,8 @@ class Job(ABC):
 
     def batch(self) -> int:
         """As many samples at a time as was asked for, fewer where their activations are large: beyond that only memory grows."""
-        largest = max(4 * max(prod(layer.input_shape), prod(layer.output_shape)) for layer in self.network.layers)
+        layers = (*self.network.layers, *recurrent_layers(self.graph))
+        largest = max((4 * max(prod(layer.input_shape), prod(layer.output_shape)) for layer in layers), default=1)
         return min(self.samples.batch(self.request.batch), max(FEWEST_AT_ONCE, BATCH_BYTES // largest))
 
     def _provenance(self) -> dict[str, str]:

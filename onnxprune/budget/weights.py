@@ -15,8 +15,8 @@ from onnxprune.allocation import allocate, unit_gains
 from onnxprune.contract import Quota, Scope
 from onnxprune.errors import UsageError
 
-# A layer keeps at least this share of its units when layers compete, or half of the share that stays in all where that is less: an
-# empty one cuts the network in two.
+# A layer keeps at least this share of its units when layers compete: an empty one cuts the network in two. Where less than twice
+# that stays in all, half of what does.
 FLOOR = 0.01
 # Points between two trials of a layer, and the share of the whole loss that is no loss at all.
 FINER, NEARLY_NONE = 24, 1e-5

@@ -50,9 +50,14 @@ class RankJob(Job):
 
     foreign = MappingProxyType(
         {
-            "align": "auto", "kinds": (), "through_norms": False, "pattern": None, "sequential": None, "sparse_storage": False,
+            "align": "auto",
+            "kinds": (),
+            "through_norms": False,
+            "pattern": None,
+            "sequential": None,
+            "sparse_storage": False,
             "reweigh": True,
-        }  # fmt: skip
+        }
     )
 
     method: RankMethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from onnxprune.budget.allocate import BUDGETS
@@ -75,7 +76,7 @@ class Request:
             )
         if self.ratio is not None and not 0 <= self.ratio < 1:
             raise UsageError(f"a ratio of {self.ratio}", "it is the share of channels to remove, from 0 to less than 1")
-        if self.epsilon is not None and not self.epsilon > 0:
+        if self.epsilon is not None and not 0 < self.epsilon < inf:
             raise UsageError(f"an epsilon of {self.epsilon:g}", "it is an error that is allowed: give a number above 0")
         if self.guarantee_labels is not None and not 0 < self.guarantee_labels <= 1:
             raise UsageError(f"{self.guarantee_labels:g} of the labels guaranteed", "give a share, such as 0.95")

@@ -15,7 +15,8 @@ from onnxprune.allocation import allocate, unit_gains
 from onnxprune.contract import Quota, Scope
 from onnxprune.errors import UsageError
 
-# A layer keeps at least this share of its units when layers compete: an empty one cuts the network in two.
+# A layer keeps at least this share of its units when layers compete: an empty one cuts the network in two. Where less than twice
+# that stays in all, half of what does.
 FLOOR = 0.01
 # Points between two trials of a layer, and the share of the whole loss that is no loss at all.
 FINER, NEARLY_NONE = 24, 1e-5
@@ -76,6 +77,11 @@ def keep_pattern(
     return {name: Quota(n * (i // m) * g * o, units[name], pattern=pattern) for name, (g, o, i) in shapes.items()}
 
 
+def floor_of(units: int, ratio: float) -> int:
+    """Units that a layer keeps whatever the others need."""
+    return ceil(min(FLOOR, (1 - ratio) / 2) * units)
+
+
 def keep_network(shares: Mapping[str, Share], ratio: float) -> dict[str, Quota]:
     """The best units of the whole network stay, whatever their layer, down to a floor for each layer.
 
@@ -90,7 +96,7 @@ def keep_network(shares: Mapping[str, Share], ratio: float) -> dict[str, Quota]:
     tied = {name: int((r == bar).sum()) for name, r in ranked.items()}
     for name, more in _spread(tied, unit, room).items():
         counts[name] += more
-    floors = {name: ceil(FLOOR * len(r)) for name, r in ranked.items()}
+    floors = {name: floor_of(len(r), ratio) for name, r in ranked.items()}
     settled = _without(list(counts.values()), list(floors.values()))
     return {name: Quota(max(count, floors[name]), unit[name]) for name, count in zip(counts, settled, strict=True)}
 
@@ -144,7 +150,7 @@ def keep_bound(shares: Mapping[str, Share], ratio: float) -> dict[str, Quota]:
         free = [name for name in gains if name not in found]
         left = budget - sum(int(counts.sum()) for counts in found.values())
         counts = dict(zip(free, allocate([gains[name] for name in free], left, _seeded()), strict=True))
-        floors = {name: min(ceil(FLOOR * gains[name].numel()), left) for name in free}
+        floors = {name: min(floor_of(gains[name].numel(), ratio), left) for name in free}
         poor = [name for name in free if int(counts[name].sum()) < floors[name]]
         if not poor:
             break
@@ -163,7 +169,7 @@ def _seeded() -> torch.Generator:
 def keep_by_trials(trials: Mapping[str, Trials], ratio: float) -> dict[str, Quota]:
     """Layers share what stays so that their losses add up to the least: along the lower hull of each curve, best first."""
     whole = round((1 - ratio) * sum(t.counts[-1] for t in trials.values()))
-    counts = {name: ceil(FLOOR * t.counts[-1]) for name, t in trials.items()}
+    counts = {name: floor_of(t.counts[-1], ratio) for name, t in trials.items()}
     edges = []
     for name, tried in trials.items():
         hull = _hull(*tried.refined())

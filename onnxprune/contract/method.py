@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
+from numbers import Real
 from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor
@@ -52,8 +54,7 @@ class Method(ABC):
         for name in values:
             if name not in self.options:
                 raise UnknownNameError(f"option of method {self.name!r} called", name, self.options)
-            if isinstance(values[name], str) and not isinstance(self.options[name].default, str):
-                wanted = "true or false" if isinstance(self.options[name].default, bool) else "a number"
+            if wanted := _unlike(values[name], self.options[name].default):
                 raise UsageError(f"option {name} of method {self.name!r} is {values[name]!r}", f"give {wanted}")
         self.values: dict[str, Any] = {k: o.default for k, o in self.options.items()} | values
 
@@ -63,6 +64,22 @@ class Method(ABC):
         matrix (groups, out, in) are the weights of the layer, where the kind `weighs` its rows with them.
         """
         return kind() if matrix is None else kind(matrix)  # type: ignore[call-arg]
+
+
+def _unlike(value: Any, default: Any) -> str:
+    """What a value would have to be, where it is not of the kind of its option's default; empty where it is.
+
+    None as a default stands for a number that is worked out where none is given.
+    """
+    match default:
+        case bool():
+            return "" if isinstance(value, bool) else "true or false"
+        case str():
+            return "" if isinstance(value, str) else "a word"
+        case int() | float() | None:
+            fine = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+            return "" if fine or (value is None and default is None) else "a number"
+    return ""
 
 
 METHODS: dict[str, type[Method]] = {}

@@ -24,6 +24,7 @@ from onnxprune.devices import Device
 from onnxprune.errors import UsageError
 from onnxprune.figures import SCHEMA, LatencyFigures, Report
 from onnxprune.graph import Graph, ModelFile, find, prepare
+from onnxprune.graph.recurrence import recurrent_layers
 from onnxprune.methods import known
 from onnxprune.network import Layer, Network
 from onnxprune.request import Request
@@ -121,9 +122,7 @@ class Job(ABC):
         """Raises UsageError where something was asked for that this kind of job knows nothing of: silence would be a promise."""
         for name, default in cls.foreign.items():
             if getattr(request, name) != default:
-                value = getattr(request, name)
-                shown = ":".join(map(str, value)) if name == "pattern" else repr(value)
-                what = name.replace("_", " ") + (f" ({shown})" if value is not True else "")
+                what = _asked(name, getattr(request, name))
                 raise UsageError(
                     f"{what} has no meaning for method {request.method!r}", "leave it out, or see `onnxprune methods`"
                 )
@@ -158,7 +157,8 @@ class Job(ABC):
 
     def batch(self) -> int:
         """As many samples at a time as was asked for, fewer where their activations are large: beyond that only memory grows."""
-        largest = max(4 * max(prod(layer.input_shape), prod(layer.output_shape)) for layer in self.network.layers)
+        layers = (*self.network.layers, *recurrent_layers(self.graph))
+        largest = max((4 * max(prod(layer.input_shape), prod(layer.output_shape)) for layer in layers), default=1)
         return min(self.samples.batch(self.request.batch), max(FEWEST_AT_ONCE, BATCH_BYTES // largest))
 
     def _provenance(self) -> dict[str, str]:
@@ -239,3 +239,12 @@ class Job(ABC):
     def latency(self, model: onnx.ModelProto, seconds: float = 6.0) -> LatencyFigures:
         feeds = next(self.samples.test.batches(1))
         return time_models(self.graph.model, model, feeds, device=self.device, threads=self.request.threads, seconds=seconds)
+
+
+def _asked(name: str, value: Any) -> str:
+    """An option as a person would say it."""
+    said = name.replace("_", " ")
+    if isinstance(value, bool):
+        return said if value else {"sequential": "parallel"}.get(name, f"no {said}")
+    shown = value if not isinstance(value, tuple) else (":" if name == "pattern" else ", ").join(map(str, value))
+    return f"{said} ({shown})"

@@ -49,7 +49,15 @@ class RankJob(Job):
     """The stages of the story are its methods, in the order of the story."""
 
     foreign = MappingProxyType(
-        {"align": "auto", "kinds": (), "through_norms": False, "pattern": None, "sequential": None, "sparse_storage": False}
+        {
+            "align": "auto",
+            "kinds": (),
+            "through_norms": False,
+            "pattern": None,
+            "sequential": None,
+            "sparse_storage": False,
+            "reweigh": True,
+        }
     )
 
     method: RankMethod

@@ -49,7 +49,7 @@ PROOF_BATCH = 2
 class WeightJob(Job):
     """The stages of the story are its methods, in the order of the story."""
 
-    foreign = MappingProxyType({"align": "auto", "kinds": (), "through_norms": False})
+    foreign = MappingProxyType({"align": "auto", "kinds": (), "through_norms": False, "reweigh": True})
 
     method: WeightMethod
 
@@ -192,7 +192,8 @@ class WeightJob(Job):
         zeros: int,
     ) -> dict[str, Any]:  # fmt: skip
         rows = weight_figures(self.graph, model, found, {site.name for site in chosen}, left)
-        summary = f"all {zeros:,} zeros are where they were decided to be, in {len(chosen)} matrices"
+        where = "1 matrix" if len(chosen) == 1 else f"{len(chosen)} matrices"
+        summary = f"all {zeros:,} zeros are where they were decided to be, in {where}"
         return {
             "groups": account.group_figures(self.network, {}),
             "weights": rows,

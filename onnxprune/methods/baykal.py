@@ -45,6 +45,8 @@ CORENET = "Baykal et al., Data-Dependent Coresets for Compressing Neural Network
 SECOND, EVERY = 256, 5
 # More hits than this are as good as expected, and more draws than this do not fit into 64 bits.
 MANY_HITS, MOST_DRAWS = 1e12, 1 << 62
+# Draws per unit of S beyond which nothing changes; an eps that is hardly more than 0 asks for infinitely many.
+LONGEST = 1e200
 # Times at which the expected number of distinct weights is computed.
 GRID = 96
 
@@ -113,6 +115,7 @@ class _Sensitive(WeightMethod):
             raise UsageError(f"K is {self.values['K']}", "give a number above 0")
         if not 0 < self.values["delta"] < 1:
             raise UsageError(f"delta is {self.values['delta']}", "it is a probability: give a number between 0 and 1")
+        Sensitivity(torch.ones(1, 1, 1), self.values["patches"])  # refuses what it cannot do
 
     def counter(self, kind: type[Statistic], matrix: Tensor | None) -> Statistic:
         assert matrix is not None, "sensitivities need the weights"
@@ -204,7 +207,7 @@ class _Sampler(_Sensitive):
     def within(self, view: LayerView, scores: Tensor, epsilon: float, rng: torch.Generator) -> LayerPlan:
         """As many draws as the theorem asks for, with replacement; how many weights they hit is an outcome."""
         parts = Parts.of(view, scores)
-        time = parts.rates.new_tensor(self.time_for(epsilon, view))
+        time = parts.rates.new_tensor(min(self.time_for(epsilon, view), LONGEST))
         sure = self.sure(parts.rates, time) & (parts.rates > 0)
         rates = torch.where(sure, 0.0, parts.rates)
         generator = np.random.default_rng(int(torch.randint(1 << 62, (), generator=rng)))
@@ -277,7 +280,7 @@ class CoresetWeightRand(_Sampler):
         return u + (u * u + 6 * u).sqrt()
 
     def time_for(self, epsilon: float, view: LayerView) -> float:
-        return self._factor * (6 + 2 * epsilon) / epsilon**2
+        return self._factor * (6 / epsilon + 2) / epsilon
 
 
 @method
@@ -298,7 +301,7 @@ class CoreNet(_Sampler):
         return (self._factor(view) / time).sqrt()
 
     def time_for(self, epsilon: float, view: LayerView) -> float:
-        return self._factor(view) / epsilon**2
+        return self._factor(view) / epsilon / epsilon
 
 
 @method
@@ -334,10 +337,16 @@ class CoreNetPlusPlus(CoreNetPlus):
         "candidates": Option(None, "candidates per neuron; default: ceil(log(4 / delta) / log(10 / 9))")
     }
 
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        given = self.values["candidates"]
+        if given is not None and (given != int(given) or given < 1):
+            raise UsageError(f"candidates is {given}", "give a whole number from 1")
+
     @property
     def candidates(self) -> int:
         given = self.values["candidates"]
-        return max(1, int(given)) if given is not None else ceil(log(4 / self.values["delta"]) / log(10 / 9))
+        return int(given) if given is not None else ceil(log(4 / self.values["delta"]) / log(10 / 9))
 
     def decide(self, view: LayerView, scores: Tensor, quota: Quota, rng: torch.Generator) -> LayerPlan:
         first = super().decide(view, scores, quota, rng)

@@ -103,7 +103,7 @@ def coreset(importance: Tensor, draws: int, rng: torch.Generator) -> tuple[Tenso
 
 def draws_needed(total: float, width: int, epsilon: float, delta: float, c: float = 1.0) -> int:
     """m for an additive error of epsilon: c t / eps^2 (d log t + log 1/delta), up to the constant c. log t counts from 0."""
-    return max(1, min(ceil(_complexity(total, width, delta, c) / epsilon**2), MOST_DRAWS))
+    return max(1, ceil(min(_complexity(total, width, delta, c) / epsilon / epsilon, MOST_DRAWS)))
 
 
 def epsilon_of(total: float, width: int, draws: int, delta: float, c: float = 1.0) -> float:

@@ -50,8 +50,6 @@ class _Uniform(WeightMethod):
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**values)
-        if not isinstance(self.values["replace"], bool):
-            raise UsageError(f"replace is {self.values['replace']!r}", "give true or false")
         # Draws with replacement may hit more than have to go.
         self.may_keep_fewer = self.values["replace"]  # type: ignore[misc]
 

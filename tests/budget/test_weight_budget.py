@@ -104,3 +104,13 @@ def test_ties_do_not_overrule_scores():
     for name, quota in found.items():
         small = 100 - large[name]
         assert quota.keep == pytest.approx(large[name] + room * small / (200 - sum(large.values())), abs=1)
+
+
+@pytest.mark.parametrize("ratio", [0.97, 0.99, 0.995])
+def test_floors_do_not_keep_more_than_was_asked_for(ratio):
+    """With a floor of a hundredth of each layer 99.5 % came out as 99 %: twice as many weights as were to stay."""
+    wanted = round((1 - ratio) * 40_000)
+    shares = {name: share(1, 100, 200, scale=scale) for name, scale in (("a", 1.0), ("b", 100.0))}
+    assert sum(q.keep for q in by_scope("network", shares, ratio).values()) == wanted
+    trials = {"a": Trials((0, 10_000, 20_000), (1.0, 0.5, 0.0)), "b": Trials((0, 10_000, 20_000), (90.0, 50.0, 0.0))}
+    assert sum(q.keep for q in keep_by_trials(trials, ratio).values()) == wanted

@@ -13,7 +13,9 @@ from onnx import helper, numpy_helper
 from rich.console import Console
 
 import onnxprune
+from onnxprune.decide.bounds import has_bound
 from onnxprune.errors import UsageError
+from onnxprune.methods import METHODS
 from onnxprune.report import json as report_json
 from onnxprune.report import text
 
@@ -171,6 +173,7 @@ def test_the_report_says_so_in_words():
         ("l2-channel", {"epsilon": 0.5}, "no bound .* coreset-channel"),
         ("uniform-channel", {"guarantee_labels": 0.5}, "no bound"),
         ("coreset-weight-det", {"epsilon": 0.0}, "above 0"),
+        ("coreset-weight-det", {"epsilon": float("inf")}, "above 0"),
         ("coreset-weight-det", {"guarantee_labels": 1.5}, "such as 0.95"),
         ("coreset-weight-det", {"epsilon": 0.5, "ratio": 0.5}, "in one way"),
         ("coreset-weight-det", {"epsilon": 0.5, "guarantee_labels": 0.5}, "in one way"),
@@ -183,6 +186,27 @@ def test_the_report_says_so_in_words():
 def test_what_makes_no_sense_is_refused(method, given, words):
     with pytest.raises(UsageError, match=words):
         prune(method, **given)
+
+
+BOUNDED = sorted(name for name, cls in METHODS.items() if has_bound(cls))
+
+
+@pytest.mark.parametrize("method", BOUNDED)
+def test_the_smallest_and_the_largest_epsilon_have_a_result(method):
+    """Their squares are 0 and infinity."""
+    few = {"data": CALIBRATION[:16], "test_data": TEST[:8]}
+    shares = [pruned_share(prune(method, epsilon=epsilon, **few).report) for epsilon in (1e-300, 1e300)]
+    # Weights that no sample has a use for may go at any epsilon.
+    assert shares[0] < shares[1] > 0.9
+
+
+def pruned_share(report):
+    groups = report["groups"]
+    return (
+        report["sparsity"]["share"]
+        if report["sparsity"]
+        else 1 - sum(g["kept"] for g in groups) / sum(g["channels"] for g in groups)
+    )
 
 
 def test_labels_behind_a_convolution_are_refused_with_the_way_out():

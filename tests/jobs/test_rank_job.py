@@ -330,9 +330,10 @@ def test_a_result_can_be_made_thin_again():
     ("given", "words"),
     [
         ({"ratio": 0.5, "align": 8}, "align .8. has no meaning"),
-        ({"pattern": "2:4"}, "pattern .* has no meaning"),
+        ({"pattern": "2:4"}, "pattern .2:4. has no meaning"),
+        ({"ratio": 0.5, "reweigh": False}, "no reweigh has no meaning"),
         ({"ratio": 0.5, "sparse_storage": True}, "sparse storage"),
-        ({"ratio": 0.5, "sequential": False}, "sequential"),
+        ({"ratio": 0.5, "sequential": False}, "parallel has no meaning"),
         ({"ratio": 0.5, "budget": "row"}, "for weights, not for ranks"),
         ({"target": "latency=0.5"}, "give a target of macs instead"),
         ({"target": "params=0.01"}, "cannot be reached: with every layer at rank 1"),

@@ -104,6 +104,14 @@ def test_recurrent_matrices_are_pruned_and_said_not_to_be_refitted():
     assert [entry["layer"] for entry in report["repair"]["layers"]] == ["head"]
 
 
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "obs"])
+def test_a_model_of_nothing_but_a_recurrent_node_is_pruned(method):
+    node = helper.make_node("GRU", ["x", "w", "r"], ["y"], hidden_size=6, name="rnn")
+    model = net([node], {"w": (1, 18, 5), "r": (1, 18, 6)}, {"x": [4, "n", 5]}, {"y": [4, 1, "n", 6]})
+    rows = onnxprune.prune(model, method, 0.5, **QUIET).report["weights"]
+    assert sum(row["zeros"] for row in rows) == 99
+
+
 def test_statistics_of_recurrent_weights_are_those_of_what_they_multiply():
     """Wanda on R with one unit that is always zero: its column goes first."""
     model = recurrent("RNN", 1, 1)
@@ -229,7 +237,8 @@ def test_statistics_beyond_the_memory_budget_come_in_several_passes(monkeypatch)
     ("given", "words"),
     [
         ({"ratio": 0.5, "align": 8}, "align .8. has no meaning"),
-        ({"ratio": 0.5, "kinds": "head"}, "kinds .* has no meaning"),
+        ({"ratio": 0.5, "kinds": "head,neuron"}, "kinds .neuron, head. has no meaning"),
+        ({"ratio": 0.5, "reweigh": False}, "no reweigh has no meaning"),
         ({"ratio": 0.5, "through_norms": True}, "through norms"),
         ({"target": "macs=0.5"}, "zeros bring no less macs"),
         ({"ratio": 0.5, "budget": "fair"}, "fair"),

@@ -92,3 +92,25 @@ def test_every_method_says_what_it_is():
         assert cls.paper, name
         for option in cls.options.values():
             assert option.help, name
+
+
+OURS = [(name, option) for name, cls in sorted(METHODS.items()) for option in cls.options]
+
+
+@pytest.mark.parametrize(("name", "option"), OURS)
+def test_an_option_of_the_wrong_kind_is_refused_by_every_method(name, option):
+    """As JSON on the command line may give it: lists, null, true, NaN and infinity crashed or were taken for numbers."""
+    default = METHODS[name].options[option].default
+    wrong = [[1], {"a": 1}, float("nan"), float("inf")]
+    wrong += [] if default is None else [None]
+    wrong += [0, 1, "yes"] if isinstance(default, bool) else [True]
+    for value in wrong:
+        with pytest.raises(UsageError):
+            create(name, **{option: value})
+    create(name, **{option: default})
+
+
+@pytest.mark.parametrize(("name", "option"), [o for o in OURS if o[1] in ("patches", "candidates", "rounds", "steps", "block")])
+def test_counts_are_whole(name, option):
+    with pytest.raises(UsageError):
+        create(name, **{option: 1.5})

@@ -19,7 +19,7 @@ from torch import Tensor
 # Inputs up to which products are taken in float64; above that float32, with the ridge well above its rounding.
 PRECISE = 1024
 # Multiplications up to which rows are solved exactly, one factorisation for each different support.
-EXACT = 2 * 10**10
+EXACT = 2 * 10**9
 # Smallest to largest pivot of a Cholesky factor below which a matrix counts as singular.
 SINGULAR = 1e-5
 # Steps of conjugate gradients, and the share of the whole gain so far below which a step is the last.

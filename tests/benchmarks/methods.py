@@ -29,6 +29,7 @@ TITLES = {
     "lenet300_lobs_torch": "LeNet-300-100 (MNIST)", "resnet20": "ResNet-20 (CIFAR-10)", "mcunet_320kb_176": "MCUNet (ImageNet)",
 }  # fmt: skip
 WEIGHTS, CHANNELS = (0.3, 0.5, 0.7, 0.9), (0.2, 0.4, 0.6)
+MIDDLE = (0.4, 0.5, 0.7)
 REPAIRS = ("none", "least-squares")
 BEGIN, END = "<!-- accuracy by method -->", "<!-- end accuracy by method -->"
 
@@ -41,7 +42,7 @@ def plan(net: str | None, method: str | None) -> list[tuple[str, str, float, str
     from onnxprune.methods import METHODS
 
     names = [name for name, found in METHODS.items() if found.__module__.startswith("onnxprune.")]
-    return [
+    found = [
         (each, name, ratio, repair)
         for each in NETS
         for name in sorted(names, key=lambda name: (METHODS[name].target, name))
@@ -49,6 +50,8 @@ def plan(net: str | None, method: str | None) -> list[tuple[str, str, float, str
         for repair in REPAIRS
         if net in (None, each) and method in (None, name)
     ]
+    # What says most comes first, so that a run that was stopped has it.
+    return sorted(found, key=lambda key: (list(NETS).index(key[0]), key[3] != "none", key[2] not in MIDDLE))
 
 
 def measured(key: tuple[str, str, float, str], models: Path, data: Path) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import pytest
 from onnx import numpy_helper
 
 import onnxprune
-from onnxprune.jobs import channels as jobs
 from onnxprune.errors import ProofError
+from onnxprune.jobs import channels as jobs
 from onnxprune.rewrite.cut import Cut, cut
 from onnxprune.rewrite.mask import masked_twin
 from onnxprune.rewrite.prove import check_valid, prove

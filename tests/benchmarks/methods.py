@@ -51,7 +51,7 @@ def plan(net: str | None, method: str | None) -> list[tuple[str, str, float, str
         if net in (None, each) and method in (None, name)
     ]
     # What says most comes first, so that a run that was stopped has it.
-    return sorted(found, key=lambda key: (list(NETS).index(key[0]), key[3] != "none", key[2] not in MIDDLE))
+    return sorted(found, key=lambda key: (list(NETS).index(key[0]), key[2] not in MIDDLE, key[3] != "none"))
 
 
 def measured(key: tuple[str, str, float, str], models: Path, data: Path) -> dict[str, Any]:

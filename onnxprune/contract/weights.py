@@ -95,7 +95,7 @@ class Quota:
         if self.rows is not None:
             # In each row the place of every unit in the order of its scores.
             place = torch.argsort(torch.argsort(ranked, dim=2, descending=True, stable=True), dim=2, stable=True)
-            return place < self.rows[..., None]
+            return place < self.rows[..., None].to(place.device)
         return _largest(ranked.flatten(), self.keep).reshape(ranked.shape)
 
     def _by_pattern(self, ranked: Tensor, view: LayerView) -> Tensor:

@@ -11,8 +11,8 @@ from onnx import numpy_helper
 
 from onnxprune.contract import LayerPlan, LayerView, Quota, WeightMethod, check_weight_scores
 from onnxprune.errors import UsageError
-from onnxprune.pipeline import PruneResult, prune
-from onnxprune.testing.nets import as_bytes, check_finite, stored, tiny_network
+from onnxprune.pipeline import PruneResult
+from onnxprune.testing.runs import check_pipeline
 
 
 def check_weight_method(cls: type[WeightMethod], **options: Any) -> None:
@@ -21,7 +21,7 @@ def check_weight_method(cls: type[WeightMethod], **options: Any) -> None:
     for name, view in _views(method):
         _check_view(method, view, name)
     _check_nan(method)
-    _check_pipeline(cls, options)
+    check_pipeline(cls, options, _check_zeros)
 
 
 def _views(method: WeightMethod) -> list[tuple[str, LayerView]]:
@@ -101,27 +101,12 @@ def _seeded() -> torch.Generator:
     return torch.Generator().manual_seed(7)
 
 
-def _check_pipeline(cls: type[WeightMethod], options: dict[str, Any]) -> None:
-    name, model = cls.name, tiny_network()
-    before = as_bytes(model)
-
-    def run(ratio: float, repair: str) -> PruneResult:
-        return prune(
-            model, name, ratio, options=options, repair=repair, samples=24, batch=4, budget="uniform", device="cpu",
-            latency=False, seed=3,
-        )  # fmt: skip
-
-    for repair in ("none", "least-squares"):
-        same = stored(run(0.0, repair).model)
-        assert same == stored(model), f"{name}: a ratio of 0 changes the weights (repair {repair})"
-        first, second = run(0.5, repair), run(0.5, repair)
-        assert as_bytes(first.model) == as_bytes(second.model), f"{name}: the same seed gives two models (repair {repair})"
-        check_finite(name, first.model, repair)
-        zeros = {t.name: int((numpy_helper.to_array(t) == 0).sum()) for t in first.model.graph.initializer}
-        rows = [row for row in first.report["weights"] if row["reason"] is None]
-        assert rows
-        for row in rows:
-            assert row["zeros"] == zeros[row["name"]], f"{name}: the report tells of {row['zeros']} zeros in {row['name']}"
-            least = np.floor(0.5 * row["weights"])
-            assert row["zeros"] >= least, f"{name}: {row['zeros']} of {row['weights']} weights of {row['name']} went at ratio 0.5"
-    assert as_bytes(model) == before, f"{name}: the input model was changed"
+def _check_zeros(result: PruneResult) -> None:
+    """At least half of every matrix is zero, and the report says so."""
+    zeros = {t.name: int((numpy_helper.to_array(t) == 0).sum()) for t in result.model.graph.initializer}
+    name, rows = result.report["method"], [row for row in result.report["weights"] if row["reason"] is None]
+    assert rows
+    for row in rows:
+        assert row["zeros"] == zeros[row["name"]], f"{name}: the report tells of {row['zeros']} zeros in {row['name']}"
+        least = np.floor(0.5 * row["weights"])
+        assert row["zeros"] >= least, f"{name}: {row['zeros']} of {row['weights']} weights of {row['name']} went at ratio 0.5"

@@ -16,6 +16,8 @@ from onnxprune_cli.progress import progress_bar
 if TYPE_CHECKING:
     from rich.console import Console
 
+INPUTS = ("model", "data", "test_data", "labels")
+
 
 @click.command(short_help="Rerun the experiments of the papers on a model of yours.")
 @click.argument("name", required=False)
@@ -29,7 +31,10 @@ if TYPE_CHECKING:
 @read.output_options
 def papers(name: str | None, **given: Any) -> int:
     """Rerun the experiment NAME of a paper; without NAME, list them."""
-    check_places(given["json_to"], given["picture"], inputs=(given["model"], given["data"], given["test_data"], given["labels"]))
+    asked = [_option(key) for key in (*INPUTS, "picture") if given[key]]
+    if name is None and asked:
+        raise click.UsageError(f"{asked[0]} is for an experiment: name one of those that `onnxprune papers` lists")
+    check_places(given["json_to"], given["picture"], inputs=[given[key] for key in INPUTS])
     with redirect_stdout(sys.stderr):
         found = _list() if name is None else _run(name, given)
     if given["json_to"] is not None:
@@ -37,6 +42,10 @@ def papers(name: str | None, **given: Any) -> int:
     if given["json_to"] != STDOUT and not given["quiet"]:
         show(lambda console: (_draw_list if name is None else _draw)(found, console), to_stderr=False)
     return 0
+
+
+def _option(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
 
 
 def _list() -> dict[str, Any]:
@@ -57,10 +66,13 @@ def _run(name: str, given: dict[str, Any]) -> dict[str, Any]:
     place = Path(given["picture"]) if given["picture"] else None
     if place is not None and place.suffix not in (".png", ".svg"):
         raise UsageError(f"a picture called {place.name!r}", "end its name in .png or .svg")
+    there = [_option(key) for key in INPUTS if given[key]]
     if chosen.kind == "none":
+        if there:
+            raise UsageError(f"{name} runs on random matrices, not on a model", f"leave out {', '.join(there)}")
         case = no_case()
     else:
-        missing = [f"--{key.replace('_', '-')}" for key in ("model", "data", "test_data", "labels") if not given[key]]
+        missing = [_option(key) for key in INPUTS if not given[key]]
         if missing:
             raise UsageError(f"{name} runs on a model with data: {', '.join(missing)} missing", "see `onnxprune papers --help`")
         case = open_case(Path(given["model"]), given["data"], given["test_data"], given["labels"], given["samples"])

@@ -177,10 +177,12 @@ class WeightJob(Job):
             stored = {s.parameter for n in names if n in self.graph.constants and (s := self.graph.stored(n)) is not None}
             if not stored & pruned and changed.isdisjoint(names):
                 continue
-            changed.update(o for o in node.output if o and o not in self.graph.constants)
+            outputs = {o for o in node.output if o and o not in self.graph.constants}
+            changed |= outputs
             layer = known.get(index)
             if layer is None:
-                left |= {self.graph.label(index): f"{node.op_type} is not refitted"} if stored & pruned else {}
+                # What only turns a weight around is no layer: the one that reads it is refitted.
+                left |= {self.graph.label(index): f"{node.op_type} is not refitted"} if stored & pruned and outputs else {}
             elif why := not_refitted(layer):
                 left[layer.name] = why
             else:

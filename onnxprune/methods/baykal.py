@@ -198,10 +198,11 @@ class _Sampler(_Sensitive):
             return LayerPlan(keep)
         ends = torch.where(keep, entered, 0.0)
         end = ends.amax(2, keepdim=True) if quota.rows is not None else ends.amax().expand(*ends.shape[:2], 1)
-        sampled = keep & ~self.sure(parts.rates, end)
+        # What is in without having been drawn is sure to stay, even where rounding has s t just below 1.
+        sampled = keep & ~self.sure(parts.rates, end) & (drawn <= end)
         expected = torch.where(sampled, parts.rates * (end - drawn).clamp(min=0), 0.0)
-        # The first hit of those that are in by their own draw, and further ones up to the end.
-        hits = torch.where(sampled, (drawn <= end) + _poisson(expected, rng), 0.0)
+        # The first hit, and further ones up to the end.
+        hits = torch.where(sampled, 1 + _poisson(expected, rng), 0.0)
         return self._plan(view, parts, keep, sampled, hits)
 
     def within(self, view: LayerView, scores: Tensor, epsilon: float, rng: torch.Generator) -> LayerPlan:

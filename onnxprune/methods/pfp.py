@@ -4,8 +4,6 @@ A channel is as important as the most sensitive weight that reads it:
 
     s_c  = max over readers, their outputs i, kernel positions o of s_i(c,o)     empirical sensitivities, see sensitivity.py
     p_c  = s_c / sum s                                                          probability of a draw (Algorithm 1)
-    m    = ceil(3 (6 + 2 eps) S~ / eps^2)                                       draws for a relative error of eps
-    S~   = 2 C log(8 (P + 1) k / delta) sum s                                   the authors' code: C = 3, k outputs at P positions
 
 variant `det` keeps the channels with the largest s; `rand` draws them and divides what the readers take from each by the
 probability that it stays.
@@ -17,7 +15,6 @@ equally active.
 
 from __future__ import annotations
 
-from math import ceil, log
 from typing import Any, ClassVar
 
 import torch
@@ -27,14 +24,6 @@ from onnxprune.contract import Activation, ChannelMethod, ChannelPlan, ChannelVi
 from onnxprune.errors import UsageError
 from onnxprune.methods.coreset import clocks
 from onnxprune.methods.sensitivity import PATCHES, Sensitivity
-
-
-def channel_draws(
-    total: float, epsilon: float, outputs: int, positions: int, *, constant: float = 3.0, delta: float = 1e-16
-) -> int:
-    """m(eps): draws after which every output is right to a relative error of epsilon, with probability 1 - delta."""
-    spread = 2 * constant * log(8 * (positions + 1) * outputs / delta) * total
-    return ceil(3 * (6 + 2 * epsilon) * spread / epsilon**2)
 
 
 @method

@@ -9,7 +9,8 @@ import torch
 
 from onnxprune.contract import Activation, ChannelMethod, ChannelPlan, ChannelView, Maker, Reader, Statistic, check_scores
 from onnxprune.errors import UsageError
-from onnxprune.testing.nets import halves
+from onnxprune.pipeline import PruneResult
+from onnxprune.testing.runs import check_pipeline
 
 Steps = list[tuple[str, ChannelView]]
 
@@ -22,7 +23,7 @@ def check_channel_method(cls: type[ChannelMethod], **options: Any) -> None:
     for name, view in _views(method, ()):
         _check_view(method, view, f"{name}, no data seen")
     _check_nan(method)
-    _check_pipeline(cls, options)
+    check_pipeline(cls, options, lambda result: _check_counts(result, cls.target), align=1)
 
 
 def _views(method: ChannelMethod, needs: tuple[type[Statistic], ...]) -> Steps:
@@ -111,10 +112,9 @@ def _seeded() -> torch.Generator:
     return torch.Generator().manual_seed(7)
 
 
-def _check_pipeline(cls: type[ChannelMethod], options: dict[str, Any]) -> None:
-    for result in halves(cls.name, options, align=1):
-        groups = [g for g in result.report["groups"] if cls.target == "channel" or g["kind"] == cls.target]
-        assert groups
-        for group in groups:
-            told = f"{cls.name}: {group['kept']} of {group['channels']} kept at ratio 0.5"
-            assert group["kept"] == group["channels"] // 2, told
+def _check_counts(result: PruneResult, target: str) -> None:
+    """Half of the channels of every group that may lose some are gone."""
+    name, groups = result.report["method"], [g for g in result.report["groups"] if target == "channel" or g["kind"] == target]
+    assert groups
+    for group in groups:
+        assert group["kept"] == group["channels"] // 2, f"{name}: {group['kept']} of {group['channels']} kept at ratio 0.5"

@@ -9,7 +9,8 @@ import torch
 
 from onnxprune.contract import RankMethod, RankView, check_energies
 from onnxprune.errors import UsageError
-from onnxprune.testing.nets import halves
+from onnxprune.pipeline import PruneResult
+from onnxprune.testing.runs import check_pipeline
 
 # Relative to the largest weight: what single precision and a decomposition leave over.
 TOLERANCE = 1e-4
@@ -21,7 +22,7 @@ def check_rank_method(cls: type[RankMethod], **options: Any) -> None:
     for name, view in _views(method):
         _check_view(method, view, name)
     _check_nan(method)
-    _check_pipeline(cls, options)
+    check_pipeline(cls, options, _check_sizes)
 
 
 def _views(method: RankMethod) -> list[tuple[str, RankView]]:
@@ -86,14 +87,13 @@ def _check_nan(method: RankMethod) -> None:
     raise AssertionError(f"{method.name}: NaN weights give finite energies")
 
 
-def _check_pipeline(cls: type[RankMethod], options: dict[str, Any]) -> None:
-    name = cls.name
-    for result in halves(name, options):
-        rows = [row for row in result.report["ranks"] if row["rank"] is not None]
-        assert rows, f"{name}: no layer of the tiny network becomes two at ratio 0.5"
-        for row in rows:
-            most = max(0.5 * row["parameters_before"], row["parameters"] / (row["rank"] or 1))
-            assert row["parameters"] <= most, f"{name}: {row['name']} keeps {row['parameters']} parameters at ratio 0.5"
-        sizes = [figures["parameters"] for figures in (result.report["original"], result.report["pruned"])]
-        saved = sum(row["parameters_before"] - row["parameters"] for row in rows)
-        assert sizes[0] - sizes[1] <= saved < sizes[0], f"{name}: {saved} weights went, {sizes[0] - sizes[1]} parameters did"
+def _check_sizes(result: PruneResult) -> None:
+    """Layers are at most half as large, down to rank 1, and the report says by how much."""
+    name, rows = result.report["method"], [row for row in result.report["ranks"] if row["rank"] is not None]
+    assert rows, f"{name}: no layer of the tiny network becomes two at ratio 0.5"
+    for row in rows:
+        most = max(0.5 * row["parameters_before"], row["parameters"] / (row["rank"] or 1))
+        assert row["parameters"] <= most, f"{name}: {row['name']} keeps {row['parameters']} parameters at ratio 0.5"
+    sizes = [figures["parameters"] for figures in (result.report["original"], result.report["pruned"])]
+    saved = sum(row["parameters_before"] - row["parameters"] for row in rows)
+    assert sizes[0] - sizes[1] <= saved < sizes[0], f"{name}: {saved} weights went, {sizes[0] - sizes[1]} parameters did"

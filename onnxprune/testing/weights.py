@@ -11,7 +11,8 @@ from onnx import numpy_helper
 
 from onnxprune.contract import LayerPlan, LayerView, Quota, WeightMethod, check_weight_scores
 from onnxprune.errors import UsageError
-from onnxprune.testing.nets import halves
+from onnxprune.pipeline import PruneResult
+from onnxprune.testing.runs import check_pipeline
 
 
 def check_weight_method(cls: type[WeightMethod], **options: Any) -> None:
@@ -20,7 +21,7 @@ def check_weight_method(cls: type[WeightMethod], **options: Any) -> None:
     for name, view in _views(method):
         _check_view(method, view, name)
     _check_nan(method)
-    _check_pipeline(cls, options)
+    check_pipeline(cls, options, _check_zeros)
 
 
 def _views(method: WeightMethod) -> list[tuple[str, LayerView]]:
@@ -100,13 +101,12 @@ def _seeded() -> torch.Generator:
     return torch.Generator().manual_seed(7)
 
 
-def _check_pipeline(cls: type[WeightMethod], options: dict[str, Any]) -> None:
-    name = cls.name
-    for result in halves(name, options):
-        zeros = {t.name: int((numpy_helper.to_array(t) == 0).sum()) for t in result.model.graph.initializer}
-        rows = [row for row in result.report["weights"] if row["reason"] is None]
-        assert rows
-        for row in rows:
-            assert row["zeros"] == zeros[row["name"]], f"{name}: the report tells of {row['zeros']} zeros in {row['name']}"
-            least = np.floor(0.5 * row["weights"])
-            assert row["zeros"] >= least, f"{name}: {row['zeros']} of {row['weights']} weights of {row['name']} went at ratio 0.5"
+def _check_zeros(result: PruneResult) -> None:
+    """At least half of every matrix is zero, and the report says so."""
+    zeros = {t.name: int((numpy_helper.to_array(t) == 0).sum()) for t in result.model.graph.initializer}
+    name, rows = result.report["method"], [row for row in result.report["weights"] if row["reason"] is None]
+    assert rows
+    for row in rows:
+        assert row["zeros"] == zeros[row["name"]], f"{name}: the report tells of {row['zeros']} zeros in {row['name']}"
+        least = np.floor(0.5 * row["weights"])
+        assert row["zeros"] >= least, f"{name}: {row['zeros']} of {row['weights']} weights of {row['name']} went at ratio 0.5"

@@ -74,6 +74,9 @@ def test_json_holds_rows_and_curves(run, accuracy):
         (["mine-fig1", *CASE[:1], "nothing.onnx", *CASE[2:]], "nothing.onnx"),
         (["mine-table2", "--picture", "no/such/folder/p.png"], "folder"),
         (["mine-fig1", *CASE, "--seeds", "0"], "seeds"),
+        (CASE[:2], "--model is for an experiment"),
+        (["--picture", "p.png"], "--picture is for an experiment"),
+        (["mine-table2", *CASE[:2]], "leave out --model"),
     ],
 )
 def test_mistakes_are_one_line_with_a_remedy(run, accuracy, args, words):

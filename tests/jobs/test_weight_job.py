@@ -104,6 +104,18 @@ def test_recurrent_matrices_are_pruned_and_said_not_to_be_refitted():
     assert [entry["layer"] for entry in report["repair"]["layers"]] == ["head"]
 
 
+def test_a_layer_whose_weight_is_turned_on_the_way_is_refitted_and_nothing_else_is_said():
+    nodes = [
+        helper.make_node("Transpose", ["w"], ["turned"], perm=[1, 0], name="turn"),
+        helper.make_node("MatMul", ["x", "turned"], ["h"], name="layer"),
+    ]
+    repair = onnxprune.prune(net(nodes, {"w": (16, 8)}, {"x": ["n", 8]}, {"h": ["n", 16]}), "magnitude", 0.5, **QUIET).report[
+        "repair"
+    ]
+    assert [entry["layer"] for entry in repair["layers"]] == ["layer"]
+    assert repair["left_out"] == {}
+
+
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "obs"])
 def test_a_model_of_nothing_but_a_recurrent_node_is_pruned(method):
     node = helper.make_node("GRU", ["x", "w", "r"], ["y"], hidden_size=6, name="rnn")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -16,7 +14,7 @@ from onnxprune.devices import choose_device
 from onnxprune.errors import UsageError
 from onnxprune.graph import find, load
 from onnxprune.methods import create
-from onnxprune.methods.pfp import PfpChannel, channel_draws
+from onnxprune.methods.pfp import PfpChannel
 from onnxprune.methods.sensitivity import Sensitivity
 from onnxprune.testing import check_method, tiny_network
 
@@ -81,13 +79,6 @@ def test_drawn_channels_are_right_on_average():
         found[seed, plan.keep] = plan.scale
     assert bool(((found > 0).sum(1) == 4).all())
     assert bool(((found.mean(0) - 1).abs() <= 5 * found.std(0) / 2000**0.5).all())
-
-
-def test_draws_for_an_error():
-    total, eps = 2.5, 0.5
-    spread = 2 * 3 * math.log(8 * 50 * 10 / 0.1) * total
-    assert channel_draws(total, eps, 10, 49, delta=0.1) == math.ceil(3 * 7 * spread / 0.25)
-    assert channel_draws(total, 0.1, 10, 49) > channel_draws(total, 0.2, 10, 49)
 
 
 def test_sensitivities_are_those_of_the_readers_in_a_model():

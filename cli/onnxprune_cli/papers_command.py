@@ -68,10 +68,11 @@ def _run(name: str, given: dict[str, Any]) -> dict[str, Any]:
         result = chosen.run(case, given["seeds"], progress or (lambda stage, share: None))
     pictures = _places(place, len(result.figures))
     for figure, path in zip(result.figures, pictures, strict=False):
-        picture.draw(figure, path)
+        picture.draw(figure, path, f"{chosen.paper}; {case.name}")
     return {
         "name": name, "paper": chosen.paper, "model": case.name, "seeds": given["seeds"], "header": list(result.header),
-        "rows": [list(row) for row in result.rows], "remarks": list(result.remarks), "pictures": [str(p) for p in pictures],
+        "rows": [list(row) for row in result.rows], "claim": result.claim, "verdict": result.verdict,
+        "remarks": list(result.remarks), "pictures": [str(p) for p in pictures],
         "figures": [_figure(figure) for figure in result.figures],
     }  # fmt: skip
 
@@ -118,6 +119,9 @@ def _draw(found: dict[str, Any], console: Console) -> None:
     for row in found["rows"]:
         table.add_row(*(Text(str(cell)) for cell in row))
     console.print(table)
+    for who, said in (("paper", found["claim"]), ("here", found["verdict"])):
+        if said:
+            console.print(Text.assemble((f"{who:<7}", "bold"), said))
     for remark in found["remarks"]:
         console.print(Text(remark, "dim"))
     for path in found["pictures"]:

@@ -109,13 +109,19 @@ def _draw_list(found: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
+def _words(rows: list[list[str]]) -> int:
+    """How many columns from the left are words: the first, and those after it in which no cell begins like a number."""
+    columns = list(zip(*rows, strict=True))
+    return next((i for i, column in enumerate(columns) if i and any(cell[:1] in "0123456789+-" for cell in column)), 1)
+
+
 def _draw(found: dict[str, Any], console: Console) -> None:
     from rich.text import Text
 
     from onnxprune.report.text import plain_table
 
     console.print(Text.assemble((found["name"], "bold"), f"  {found['paper']}, on {found['model']}"))
-    table = plain_table(*found["header"])
+    table = plain_table(*found["header"], left=_words(found["rows"]))
     for row in found["rows"]:
         table.add_row(*(Text(str(cell)) for cell in row))
     console.print(table)

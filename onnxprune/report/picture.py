@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from onnxprune.experiments import Figure, Line
 
 # Okabe and Ito's colours: they stay apart for eyes that confuse red and green, and in print.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A00", "#7A5195")
-MARKERS = "osD^vP*Xh"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A00", "#7A5195", "#A0522D", "#6C8EBF")
+MARKERS = "osD^vP*Xh<>"
 GREY = "#777777"
 SIZE, DOTS_PER_INCH = (9.0, 5.0), 150
 # From so many points on a curve is drawn without markers.

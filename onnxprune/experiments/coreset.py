@@ -238,7 +238,7 @@ def fig6a(case: Case, seeds: int, progress: Progress) -> Result:
     claim = "Without fine-tuning the coreset is ahead of uniform sampling at almost all rates (no numbers are printed)."
     verdict = (
         f"It is at {int((ahead > 0).sum())} of {len(ahead)} rates, by {100 * ahead.mean():.1f} points on average; refitted, it "
-        f"has {100 * curves[OURS][:, -1].mean():.1f} % with {100 * removed[-1]:.0f} % of the parameters removed where plain it has "
+        f"has {100 * curves[OURS][:, -1].mean():.1f} % with {100 * removed[-1]:.0f} % of the parameters removed, plain "
         f"{100 * curves['coreset-neuron'][:, -1].mean():.1f} %."
     )
     header = ("method", *(f"-{100 * r:.0f} %" for r in removed))

@@ -244,8 +244,8 @@ def _told_of_table3(dense: float, errors: Mapping[str, float], compared: Sequenc
     ]
     if compared:
         told.append(
-            "Layer by layer the authors' own weights (one layer pruned, the others whole) are of this very network: that ours err "
-            "less is the exact refit and the undivided inverse, not the network."
+            "The authors' own weights, one layer pruned and the others whole, or combined, are of this very network: where ours "
+            "err less, that is the method, not the network."
         )
     return told
 

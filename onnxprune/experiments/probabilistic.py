@@ -275,7 +275,9 @@ def cnn(case: Case, seeds: int, progress: Progress) -> Result:
 def _curves(case: Case, seeds: int, progress: Progress, ways: dict[str, dict[str, Any]], *, within: bool) -> Result:
     original, radius = answers(case.model, case.test), _radius(case)
     before = accuracy(original, case.labels)
-    rows, accuracies, errors = [], [], []
+    rows: list[list[str]] = []
+    accuracies: list[Line] = []
+    errors: list[Line] = []
     for number, (name, options) in enumerate(ways.items()):
         table = np.zeros((len(RATIOS), seeds if name.startswith("random") else 1, 2))
         for i, ratio in enumerate(RATIOS):
@@ -317,7 +319,8 @@ def _verdict(said: Bounds, accuracies: Sequence[Line], errors: Sequence[Line]) -
     outside = [theorem.name for theorem in said.theorems if theorem.outside]
     at = len(RATIOS) // 2
     shown = ", ".join(f"{line.label} {100 * line.y[at]:.1f} %" for line in accuracies[:-1])
-    verdict = f"Of {len(said.theorems)} theorems {len(outside)} say nothing of this network; with {RATIOS[at]:.0%} removed: {shown}"
+    verdict = f"Of {len(said.theorems)} theorems {len(outside)} say nothing of this network; "
+    verdict += f"with {RATIOS[at]:.0%} removed: {shown}"
     limits = {line.like: line for line in errors if line.like}
     if "magnitude" in limits:
         measured = next(line for line in errors if line.label == "magnitude")

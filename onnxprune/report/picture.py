@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from onnxprune.experiments import Figure, Line
 
 # Okabe and Ito's colours: they stay apart for eyes that confuse red and green, and in print.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A00", "#7A5195", "#A0522D", "#6C8EBF")
+COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A00", "#7A5195", "#A0522D", "#6C8EBF",
+)  # fmt: skip
 MARKERS = "osD^vP*Xh<>"
 GREY = "#777777"
 SIZE, DOTS_PER_INCH = (9.0, 5.0), 150
@@ -47,7 +49,9 @@ def draw(figure: Figure, path: Path, note: str = "") -> None:
 
 def _looks(lines: Sequence[Line]) -> list[tuple[str, str]]:
     """Colour and marker of each line: a line `like` another has its colour, a level is grey."""
-    fresh, known, found = zip(cycle(COLOURS), cycle(MARKERS)), {}, []
+    fresh = zip(cycle(COLOURS), cycle(MARKERS))
+    known: dict[str | None, tuple[str, str]] = {}
+    found = []
     for line in lines:
         look = (GREY, "") if line.level and line.like is None else known.get(line.like) or next(fresh)
         known[line.label] = look

@@ -171,12 +171,13 @@ def card(case: Case, seeds: int, progress: Progress) -> Result:
             found[way, name] = cards
             required, observed, right, samples, sparsity = FIGURE_2[way, name]
             rows.append([way, name, *_cells(cards)])
-            rows.append([way, f"{name}, paper", required, "", f"{SHARE:g}", observed, "", right, samples, sparsity])
+            share = f"{100 * SHARE:g}"
+            rows.append([way, f"{name}, paper", required, "", share, observed, "", f"{100 * float(right):g}", samples, sparsity])
     first, by_ratio = _by_ratio(case, plain, seeds, progress)
     for way, ratio, layer, cards in by_ratio:
         rows.append([way, f"{layer}, -{100 * ratio:.0f} %", *_cells(cards)])
     progress("labels against epsilon", 1 - 1 / (len(WAYS) + 2))
-    header = ("method", "case", "ε needed", "implied", "guaranteed", "observed", "agree", "right", "draws", "removed %")
+    header = ("method", "case", "ε needed", "implied", "guaranteed %", "observed", "agree %", "right %", "draws", "removed %")
     figures, remarks = [first, _shares_figure(case, plain)], _remarks(case, plain, seeds)
     return Result(header, rows, figures, remarks, *_verdict(found, first))
 
@@ -209,17 +210,21 @@ def _repeats(way: str, seeds: int) -> int:
 def _cells(cards: Sequence[Card]) -> list[str]:
     """Means over the seeds."""
 
-    def mean(name: str) -> str:
+    def mean(name: str, times: float = 1.0) -> str:
         values = [v for c in cards if (v := getattr(c, name)) is not None]
-        return f"{np.mean(values):.3g}" if values else "-"
+        return f"{times * np.mean(values):.3g}" if values else "-"
 
-    observed = f"{np.mean([c.observed[0] for c in cards]):.2g}±{np.mean([c.observed[1] for c in cards]):.2g}"
+    error, spread = (_short(float(np.mean([c.observed[i] for c in cards]))) for i in (0, 1))
     draws = [c.draws for c in cards if c.draws is not None]
+    shares = (f"{100 * np.mean([getattr(c, name) for c in cards]):.2f}" for name in ("agreement", "accuracy"))
     return [
-        mean("required"), mean("implied"), mean("guaranteed"), observed, f"{np.mean([c.agreement for c in cards]):.4f}",
-        f"{np.mean([c.accuracy for c in cards]):.4f}", f"{int(np.mean(draws)):,}" if draws else "-",
-        f"{100 * np.mean([c.sparsity for c in cards]):.2f}",
+        mean("required"), mean("implied"), mean("guaranteed", 100), f"{error}±{spread}", *shares,
+        f"{int(np.mean(draws)):,}" if draws else "-", f"{100 * np.mean([c.sparsity for c in cards]):.2f}",
     ]  # fmt: skip
+
+
+def _short(value: float) -> str:
+    return f"{value:.2g}" if value < 100 else f"{value:.0f}"
 
 
 def _by_ratio(

@@ -16,6 +16,8 @@ from onnxprune_cli.progress import progress_bar
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from onnxprune.experiments import Figure
+
 
 @click.command(short_help="Rerun the experiments of the papers on a model of yours.")
 @click.argument("name", required=False)
@@ -83,18 +85,17 @@ def _places(place: Path | None, count: int) -> list[Path]:
     return [place if i == 0 else place.with_stem(f"{place.stem}-{i + 1}") for i in range(count)]
 
 
-def _figure(figure: Any) -> dict[str, Any]:
+def _figure(figure: Figure) -> dict[str, Any]:
+    """All that it takes to draw it again."""
     lines = [
-        {
-            "label": line.label,
-            "x": list(line.x),
-            "y": list(line.y),
-            "spread": line.spread and list(line.spread),
-            "paper": line.paper,
-        }
+        {"label": line.label, "x": list(line.x), "y": list(line.y), "spread": line.spread and list(line.spread),
+         "paper": line.paper, "level": line.level, "like": line.like}
         for line in figure.lines
-    ]
-    return {"title": figure.title, "x": figure.x_label, "y": figure.y_label, "lines": lines}
+    ]  # fmt: skip
+    return {
+        "title": figure.title, "x": figure.x_label, "y": figure.y_label, "log_x": figure.log_x, "log_y": figure.log_y,
+        "percent": figure.percent, "lines": lines,
+    }  # fmt: skip
 
 
 def _draw_list(found: dict[str, Any], console: Console) -> None:

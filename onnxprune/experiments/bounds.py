@@ -38,7 +38,7 @@ FIGURE_2 = {
 CASES = ("easy", "as it is")
 SHARE = 0.5
 SHARES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
-RATIOS = (0.3, 0.5, 0.7, 0.9)
+RATIOS = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9)
 ALPHAS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 # Share of the last layer's weights, and of the neurons before it, that the easy case is without.
 EASY = {"Wt Rnd": 0.95, "Wt Det": 0.95, "Neuron": 0.9}

@@ -36,7 +36,7 @@ def draw(figure: Figure, path: Path, note: str = "") -> None:
         try:
             for line, (colour, marker) in zip(figure.lines, _looks(figure.lines), strict=True):
                 _draw_line(axes, line, colour, marker)
-            _label(axes, figure, note)
+            _label(canvas, axes, figure, note)
             if len(figure.lines) > 1:
                 _legend(canvas, axes, figure.lines)
             metadata = {"Date": None} if path.suffix == ".svg" else {}
@@ -74,12 +74,11 @@ def _draw_line(axes: Any, line: Line, colour: str, marker: str) -> None:
         axes.fill_between(line.x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _label(axes: Any, figure: Figure, note: str) -> None:
+def _label(canvas: Any, axes: Any, figure: Figure, note: str) -> None:
     from matplotlib.ticker import PercentFormatter
 
-    axes.set_title(figure.title, loc="left", fontsize="large", fontweight="bold", pad=24 if note else 8)
-    if note:
-        axes.text(0, 1.02, note, transform=axes.transAxes, color=GREY, fontsize="small")
+    canvas.suptitle(figure.title, x=0.01, horizontalalignment="left", fontsize="large", fontweight="bold")
+    axes.set_title(note, loc="left", color=GREY, fontsize="small")
     axes.set(xlabel=figure.x_label, ylabel=figure.y_label)
     for name, axis, log in (("x", axes.xaxis, figure.log_x), ("y", axes.yaxis, figure.log_y)):
         if log:
@@ -110,7 +109,7 @@ def _legend(canvas: Any, axes: Any, lines: Sequence[Line]) -> None:
     named = [handle for handle, line in zip(handles, lines, strict=True) if not (line.paper and line.like)]
     if len(named) < len(handles):
         named.append(Line2D([], [], color=GREY, linestyle=":", marker="o", markerfacecolor="white", label="the paper's"))
-    canvas.legend(handles=named, loc="outside right upper", frameon=False, fontsize="small", handlelength=2.6)
+    canvas.legend(handles=named, loc="outside right center", frameon=False, fontsize="small", handlelength=2.6)
 
 
 def _matplotlib() -> Any:

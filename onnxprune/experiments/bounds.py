@@ -197,8 +197,8 @@ def _verdict(found: dict[tuple[str, str], list[Card]], by_ratio: Figure) -> tupl
     lines = {line.label: line for line in by_ratio.lines}
     det, promised = lines["Wt Det"], lines["Wt Det, guaranteed"]
     verdict = (
-        f"{gone('as it is')} %, and {gone('easy')} %; with {100 * det.x[-1]:.0f} % removed deterministically "
-        f"{100 * det.y[-1]:.1f} % are right, where the bound guarantees {100 * promised.y[-1]:.0f} %."
+        f"{gone('as it is')} % may go, {gone('easy')} % if it was pruned before; with {100 * det.x[-1]:.0f} % removed "
+        f"deterministically {100 * det.y[-1]:.1f} % are right, where the bound guarantees {100 * promised.y[-1]:.0f} %."
     )
     return claim, verdict
 

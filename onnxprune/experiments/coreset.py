@@ -27,6 +27,8 @@ COMPETITORS = (
 )  # fmt: skip
 OURS = "coreset-neuron, refitted"
 NO_SIGNS = ", no signs"
+# Without chance: the same for every seed.
+ONCE = ("percentile-channel", "svd")
 # Neurons of Fig. 4 (a) and (b); readers whose error is averaged in (c); test samples that serve as queries.
 POINTS, READERS, QUERIES = 1000, 20, 1000
 SIZES, KEPT = 20, (0.9, 0.7, 0.5, 0.3, 0.2, 0.1)
@@ -256,10 +258,10 @@ def _sweep(
     case: Case, names: Sequence[str], seeds: int, progress: Progress, judge: Callable[[NDArray[np.float64]], float]
 ) -> dict[str, NDArray[np.float64]]:
     """Name -> (seeds, sizes): what `judge` says of the outputs of the model with so much left; NaN where it cannot be had."""
-    found = {name: np.full((seeds, len(KEPT)), np.nan) for name in names}
+    found = {name: np.full((1 if name in ONCE else seeds, len(KEPT)), np.nan) for name in names}
     for number, name in enumerate(names):
         for i, kept in enumerate(KEPT):
-            for seed in range(seeds):
+            for seed in range(len(found[name])):
                 progress(name, (number + i / len(KEPT)) / len(names))
                 model = _pruned(case, name, kept, seed)
                 if model is not None:
@@ -300,7 +302,7 @@ def _figure(
 ) -> Figure:
     places = [float(v) for v in x]
     lines = [
-        Line(name, places, [float(v) for v in values.mean(0)], [float(v) for v in values.std(0)])
+        Line(name, places, values.mean(0).tolist(), values.std(0).tolist() if len(values) > 1 else None)
         for name, values in curves.items()
     ]
     return Figure(title, x_label, y_label, [*lines, *more], log_y=log_y, percent=percent)

@@ -24,8 +24,8 @@ MLP, CNN = "lenet300_lobs_torch", "resnet20"
 # Most calibration samples, and how often what is random is repeated; by kind of experiment, then by name.
 USUAL = {"mlp": (1024, 5), "cnn": (256, 3), "none": (1, 5)}
 SETTINGS = {
-    "l-obs-fig2": (2000, 5), "l-obs-table3": (2000, 1), "coreset-fig4": (256, 10), "coreset-fig5": (256, 10),
-    "coreset-fig6a": (512, 10), "sipp-curves": (256, 2),
+    "l-obs-fig2": (2000, 5), "l-obs-table3": (2000, 1), "coreset-fig4": (256, 10), "coreset-fig5": (256, 3),
+    "coreset-fig6a": (512, 5), "sipp-curves": (256, 2),
 }  # fmt: skip
 BEGIN, END = "<!-- papers -->", "<!-- end papers -->"
 

@@ -46,6 +46,17 @@ def test_the_papers_values_are_dotted_and_named_once(tmp_path):
     assert "the authors' weights" in words(drawn(tmp_path, Figure("t", "x", "y", [OURS, alone])))
 
 
+def test_what_is_not_measured_is_dotted_or_dashed(tmp_path):
+    """Each broken line once in the axes, and its colour once in the legend but for what belongs to a named line."""
+
+    def broken(*lines):
+        return drawn(tmp_path, Figure("t", "x", "y", lines)).count("stroke-dasharray")
+
+    assert broken(OURS, OTHER) == 0
+    for line in (THEIRS, BOUND, LEVEL):
+        assert broken(OURS, OTHER, line) == 2
+
+
 def test_shares_are_in_percent_where_the_figure_says_so(tmp_path):
     def percents(percent):
         return sum(word.endswith(" %") for word in words(drawn(tmp_path, Figure("t", "x", "y", [OURS], percent=percent))))

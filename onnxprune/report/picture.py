@@ -91,12 +91,12 @@ def _label(canvas: Any, axes: Any, figure: Figure, note: str) -> None:
 
 
 def _ticks_at(axis: Any, values: Sequence[float]) -> None:
-    """A log axis of few values in two decades has its ticks at them, as 4 x 10^1 for 40 is hard to read."""
-    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+    """A log axis of two decades has its ticks at its values, or at 1, 2, 5, 10, as 4 x 10^1 for 40 is hard to read."""
+    from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, StrMethodFormatter
 
     found = sorted({v for v in values if v > 0})
-    if len(found) <= 8 and found[-1] <= 100 * found[0]:
-        axis.set_major_locator(FixedLocator(found))
+    if found[-1] <= 100 * found[0]:
+        axis.set_major_locator(FixedLocator(found) if len(found) <= 8 else LogLocator(subs=(1, 2, 5)))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
 

@@ -59,7 +59,7 @@ def run(name: str, kind: str, models: Path, data: Path, out: Path) -> None:
 def markdown(found: dict[str, Any]) -> str:
     """One experiment: its table, what the paper says, what came out, why they differ, its pictures."""
     samples = f", {found['samples']} calibration samples" if found["samples"] > 1 else ""
-    parts = [f"# {found['name']}", f"{found['paper']}; {found['model']}{samples}, {found['seeds']} seeds."]
+    parts = [f"# {found['name']}", f"{found['paper']}; {found['model']}{samples}; seeds: {found['seeds']}."]
     parts += [f"Paper: {found['claim']}", f"Here: {found['verdict']}"]
     rule = "|".join(["---", *["--:"] * (len(found["header"]) - 1)])
     parts.append("\n".join([_row(found["header"]), f"|{rule}|", *map(_row, found["rows"])]))

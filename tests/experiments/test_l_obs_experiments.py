@@ -31,6 +31,8 @@ def test_second_order_keeps_what_size_and_chance_lose(case, monkeypatch):
     assert min(curves["l-obs"][0], curves["obs"][0]) >= 0.98
     assert curves["obs"][1] > curves["l-obs"][1] > curves["magnitude"][1] + 0.2 > curves["random"][1]
     assert [row[0] for row in result.rows] == ["30%", "96%"]
+    wrong = {line.label: line.y for line in result.figures[1].lines}
+    assert wrong["obs"] == pytest.approx([1 - right for right in curves["obs"]])
     assert [line.label for line in result.figures[0].lines if line.spread is not None] == ["random"]
     assert "30% at random" in result.verdict
 
@@ -55,7 +57,7 @@ def test_the_whole_network_and_the_authors_table(case, monkeypatch):
     assert len(result.figures) == 4
     kept = {line.label: line for line in result.figures[0].lines}
     assert kept["l-obs"].x[3] == pytest.approx(0.112, abs=1e-3)
-    assert 1 - kept["l-obs"].y[3] == pytest.approx(errors["l-obs"] / 100)
+    assert kept["l-obs"].y[3] == pytest.approx(errors["l-obs"] / 100)
     assert [line.paper for line in result.figures[1].lines] == [False, False, True]
 
 

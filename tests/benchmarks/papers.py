@@ -22,10 +22,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 MLP, CNN = "lenet300_lobs_torch", "resnet20"
 # Most calibration samples, and how often what is random is repeated; by kind of experiment, then by name.
-USUAL = {"mlp": (1024, 5), "cnn": (256, 3), "none": (1, 5)}
+USUAL = {"mlp": (1024, 3), "cnn": (256, 2), "none": (1, 3)}
 SETTINGS = {
-    "l-obs-fig2": (2000, 5), "l-obs-table3": (2000, 1), "coreset-fig4": (256, 10), "coreset-fig5": (256, 3),
-    "coreset-fig6a": (512, 5), "sipp-curves": (256, 2),
+    "l-obs-fig2": (2000, 3), "l-obs-table3": (2000, 1), "coreset-fig4": (256, 5), "coreset-fig5": (256, 2),
+    "coreset-fig6a": (512, 5), "sipp-curves": (128, 2), "probabilistic-table3": (1, 5),
 }  # fmt: skip
 BEGIN, END = "<!-- papers -->", "<!-- end papers -->"
 

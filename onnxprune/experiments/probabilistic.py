@@ -227,7 +227,12 @@ def _weights(case: Case, paper: Sequence[Sequence[str]], remark: str) -> Result:
         f"Drawn: weights over their standard deviation, {SHOWN} layers at most. Kurtosis: 1.8 if uniform, 3 if Gaussian; 'from "
         "uniform' and 'from Gaussian' are the largest gaps between distribution functions.",
     ]
-    claim = "Weights of a trained network's inner layers are about Gaussian, with moments bounded as the theorems assume."
+    claim = "Weights of a trained network's inner layers are about Gaussian, with moments bounded as the theorems assume"
+    claim += (
+        f" (m times the variance: {min(float(row[3]) for row in paper)} to {max(float(row[3]) for row in paper)})."
+        if paper
+        else "."
+    )
     verdict = f"{nearer} of {len(inner)} inner layers are nearer to a Gaussian than to a uniform distribution"
     if inner:
         verdict += (

@@ -16,6 +16,8 @@ from onnxprune_cli.progress import progress_bar
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from onnxprune.experiments import Figure
+
 INPUTS = ("model", "data", "test_data", "labels")
 
 
@@ -80,10 +82,11 @@ def _run(name: str, given: dict[str, Any]) -> dict[str, Any]:
         result = chosen.run(case, given["seeds"], progress or (lambda stage, share: None))
     pictures = _places(place, len(result.figures))
     for figure, path in zip(result.figures, pictures, strict=False):
-        picture.draw(figure, path)
+        picture.draw(figure, path, f"{chosen.paper}; {case.name}")
     return {
         "name": name, "paper": chosen.paper, "model": case.name, "seeds": given["seeds"], "header": list(result.header),
-        "rows": [list(row) for row in result.rows], "remarks": list(result.remarks), "pictures": [str(p) for p in pictures],
+        "rows": [list(row) for row in result.rows], "claim": result.claim, "verdict": result.verdict,
+        "remarks": list(result.remarks), "pictures": [str(p) for p in pictures],
         "figures": [_figure(figure) for figure in result.figures],
     }  # fmt: skip
 
@@ -94,18 +97,17 @@ def _places(place: Path | None, count: int) -> list[Path]:
     return [place if i == 0 else place.with_stem(f"{place.stem}-{i + 1}") for i in range(count)]
 
 
-def _figure(figure: Any) -> dict[str, Any]:
+def _figure(figure: Figure) -> dict[str, Any]:
+    """All that it takes to draw it again."""
     lines = [
-        {
-            "label": line.label,
-            "x": list(line.x),
-            "y": list(line.y),
-            "spread": line.spread and list(line.spread),
-            "paper": line.paper,
-        }
+        {"label": line.label, "x": list(line.x), "y": list(line.y), "spread": line.spread and list(line.spread),
+         "paper": line.paper, "level": line.level, "like": line.like}
         for line in figure.lines
-    ]
-    return {"title": figure.title, "x": figure.x_label, "y": figure.y_label, "lines": lines}
+    ]  # fmt: skip
+    return {
+        "title": figure.title, "x": figure.x_label, "y": figure.y_label, "log_x": figure.log_x, "log_y": figure.log_y,
+        "percent": figure.percent, "lines": lines,
+    }  # fmt: skip
 
 
 def _draw_list(found: dict[str, Any], console: Console) -> None:
@@ -120,16 +122,25 @@ def _draw_list(found: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
+def _words(rows: list[list[str]]) -> int:
+    """How many columns from the left are words: the first, and those after it in which no cell begins like a number."""
+    columns = list(zip(*rows, strict=True))
+    return next((i for i, column in enumerate(columns) if i and any(cell[:1] in "0123456789+-" for cell in column)), 1)
+
+
 def _draw(found: dict[str, Any], console: Console) -> None:
     from rich.text import Text
 
     from onnxprune.report.text import plain_table
 
     console.print(Text.assemble((found["name"], "bold"), f"  {found['paper']}, on {found['model']}"))
-    table = plain_table(*found["header"])
+    table = plain_table(*found["header"], left=_words(found["rows"]))
     for row in found["rows"]:
         table.add_row(*(Text(str(cell)) for cell in row))
     console.print(table)
+    for who, said in (("paper", found["claim"]), ("here", found["verdict"])):
+        if said:
+            console.print(Text.assemble((f"{who:<7}", "bold"), said))
     for remark in found["remarks"]:
         console.print(Text(remark, "dim"))
     for path in found["pictures"]:

@@ -27,18 +27,26 @@ class Case:
 
 @dataclass(frozen=True)
 class Line:
-    """One curve of a figure. `spread`: standard deviation at each point. `paper`: read off the paper, not measured here."""
+    """One curve of a figure.
+
+    spread  standard deviation at each point
+    paper   read off the paper, not measured here
+    level   something to compare with, such as the unpruned accuracy: no curve that was measured point by point
+    like    label of the line that this one belongs to and shares its colour with: the paper's values of it, or a bound on it
+    """
 
     label: str
     x: Floats
     y: Floats
     spread: Floats | None = None
     paper: bool = False
+    level: bool = False
+    like: str | None = None
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture: curves over one axis."""
+    """A picture: curves over one axis. `percent`: the axes, of "x" and "y", whose values are shares, shown in percent."""
 
     title: str
     x_label: str
@@ -46,6 +54,7 @@ class Figure:
     lines: Sequence[Line]
     log_x: bool = False
     log_y: bool = False
+    percent: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,12 +62,16 @@ class Result:
     """What came out. rows: cells as they are to be shown, under `header`; remarks: where ours differs, by how much and why.
 
     The first figure is the one that the paper has, or would have had.
+    claim    what the paper says that this shows, with its numbers, in a sentence
+    verdict  what came out here, made from the numbers that were measured, in a sentence
     """
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     figures: Sequence[Figure] = ()
     remarks: Sequence[str] = ()
+    claim: str = ""
+    verdict: str = ""
 
 
 Progress = Callable[[str, float], None]

@@ -22,10 +22,15 @@ def accuracy(monkeypatch):
     def run(case, seeds, progress):
         progress("measuring", 0.5)
         line = Line("ours", [1, 2, 3], [0.1, 0.2, 0.3], spread=[0.01, 0.02, 0.01])
-        paper = Line("paper's", [1, 3], [0.1, 0.2], paper=True)
-        figures = [Figure("A title", "share", "error", [line, paper]), Figure("B", "x", "y", [line], log_x=True, log_y=True)]
+        paper = Line("paper's", [1, 3], [0.1, 0.2], paper=True, like="ours")
+        figures = [
+            Figure("A title", "share", "error", [line, paper], percent="xy"),
+            Figure("B", "x", "y", [line], log_x=True, log_y=True),
+        ]
         rows = [(case.name, f"{len(case.calibration)}", f"{len(case.test)}", f"{len(case.labels)}", str(seeds))]
-        return Result(("model", "calibration", "test", "labels", "seeds"), rows, figures, ["ours is 0.1 larger"])
+        return Result(
+            ("model", "calibration", "test", "labels", "seeds"), rows, figures, ["ours is 0.1 larger"], "0.1 at 1", "0.2 at 2"
+        )
 
     experiment("mine-fig1", "Mine, Figure 1", "mlp")(run)
     experiment("mine-table2", "Mine, Table 2", "none")(run)
@@ -47,6 +52,7 @@ def test_a_run_shows_the_table_and_draws_every_figure(run, accuracy, tmp_path):
     assert result.exit_code == 0, result.stderr
     assert "digits_lenet300" in result.stdout
     assert "ours is 0.1 larger" in result.stdout
+    assert "paper  0.1 at 1\nhere   0.2 at 2\n" in result.stdout
     for name in ("p.png", "p-2.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
@@ -62,7 +68,11 @@ def test_json_holds_rows_and_curves(run, accuracy):
     found = json.loads(run("papers", "mine-fig1", *CASE, "--samples", "20", "--json", "-").stdout)
     assert found["rows"][0][1] == "20"
     assert int(found["rows"][0][2]) == int(found["rows"][0][3]) > 100
-    assert found["figures"][0]["lines"][0]["spread"] == [0.01, 0.02, 0.01]
+    ours, paper = found["figures"][0]["lines"]
+    assert ours["spread"] == [0.01, 0.02, 0.01]
+    assert (ours["paper"], paper["paper"], paper["like"]) == (False, True, "ours")
+    assert (found["figures"][1]["log_x"], found["figures"][0]["percent"]) == (True, "xy")
+    assert (found["claim"], found["verdict"]) == ("0.1 at 1", "0.2 at 2")
 
 
 @pytest.mark.parametrize(

@@ -61,9 +61,12 @@ def test_the_experiment_has_the_papers_rows_beside_ours(case, monkeypatch):
     told = []
     result = EXPERIMENTS["bounds-report-card"].run(case, 1, lambda stage, share: told.append(share))
     assert all(len(row) == len(result.header) for row in result.rows)
-    assert [row[:2] for row in result.rows[:6]] == [[way, name] for way in bounds.WAYS for name in ("easy", "as it is")]
-    assert all(row[-1] for row in result.rows[:6])
-    assert {row[1] for row in result.rows[6:]} == {f"/fc{i}/Gemm, 50 % gone" for i in (1, 2, 3)}
+    expected = [[way, name] for way in bounds.WAYS for mode in bounds.CASES for name in (mode, f"{mode}, paper")]
+    assert [row[:2] for row in result.rows[:12]] == expected
+    assert [row[-1] for row in result.rows[1:12:2]] == [paper[4] for paper in bounds.FIGURE_2.values()]
+    assert {row[1] for row in result.rows[12:]} == {f"/fc{i}/Gemm, -50 %" for i in (1, 2, 3)}
+    ours = [f"{float(row[-1]):.1f}" for row in result.rows[:12:2]]
+    assert result.verdict.startswith(f"{' / '.join(ours[1::2])} % may go, {' / '.join(ours[::2])} % if")
     assert all(0 <= share <= 1 for share in told)
     six = {line.label: line.y for line in result.figures[1].lines}
     assert six["Wt Det"][0] >= six["Wt Det"][1], "more labels, less to prune"
@@ -76,7 +79,9 @@ def test_a_factor_changes_the_draws_and_nothing_else(case, monkeypatch):
     needed = [float(row[2]) for row in result.rows]
     assert needed[1] / needed[0] == pytest.approx(2, rel=0.01)
     assert len({row[3] for row in result.rows}) == 1
-    (line,) = result.figures[0].lines
+    line, lemma = result.figures[0].lines
+    assert line.y[0] == lemma.y[0]
+    assert line.y[2] > lemma.y[2], "the logarithm makes it fall slower"
     assert line.y[0] > line.y[1] > line.y[2]
     assert len({(row[6], row[7]) for row in result.rows}) == 1, "relative bounds do not see the factor"
 

@@ -42,7 +42,11 @@ def test_table_2_within_sampling_error(monkeypatch):
         assert row[2].endswith(f"({paper.mean:.3f})")
         ours = float(row[5].split()[0])
         assert ours == pytest.approx(paper.c0[0], abs=0.9 * paper.deviation)
-    assert found.rows[0][-1] == "0.029 0.041 0.059 0.077"  # as printed for n = 32
+    assert any("n = 32: 0.029 0.041 0.059 0.077;" in remark for remark in found.remarks), "as printed"
+    norms, scaled = found.figures
+    assert [line.label for line in norms.lines[:2]] == ["n1 = 32", "n1 = 32, paper"]
+    assert norms.lines[0].y[0] == pytest.approx(float(found.rows[0][2].split()[0]), abs=0.001)
+    assert scaled.lines[0].y[0] > 1.5 * norms.lines[0].y[0]
 
 
 def test_table_3_within_sampling_error(monkeypatch):
@@ -55,6 +59,9 @@ def test_table_3_within_sampling_error(monkeypatch):
     for row, paper in zip(found.rows, small(TABLE3, 64), strict=True):
         assert float(row[8].split()[0]) == pytest.approx(paper.c, abs=0.012)
         assert float(row[5].split()[0]) == pytest.approx(paper.terms[2], rel=0.01)
+    pruned = {line.label: line for line in found.figures[0].lines}["N(0, 1/d), pruned, alpha = 0.5"]
+    assert list(pruned.x) == [32, 64]
+    assert pruned.y[0] == pytest.approx(float(found.rows[-2][8].split()[0]), abs=0.001)
 
 
 def test_the_printed_tables_hold_together():
@@ -83,10 +90,15 @@ def test_norms_are_the_largest_singular_values():
 def test_histograms_hold_every_weight_once(name, model, layers):
     found = EXPERIMENTS[f"probabilistic-{name}"].run(case(model), 1, silent)
     (figure,) = found.figures
-    assert len(figure.lines) == layers
-    for line in figure.lines:
-        assert sum(line.y) == pytest.approx(1)
-        assert line.x == pytest.approx([-x for x in reversed(line.x)])
+    *drawn, gaussian = figure.lines
+    assert len(drawn) == min(layers, probabilistic.SHOWN)
+    width = drawn[0].x[1] - drawn[0].x[0]
+    assert gaussian.level
+    assert sum(gaussian.y) * width == pytest.approx(1, abs=1e-3)
+    for line in drawn:
+        assert 0.97 < sum(line.y) * width <= 1 + 1e-9, "all but what is farther than four deviations"
+        spread = sum(x * x * y for x, y in zip(line.x, line.y, strict=True)) * width
+        assert spread == pytest.approx(1, abs=0.25)
     assert len(found.rows) == layers + (6 if name == "fig1" else 0)
 
 
@@ -98,6 +110,7 @@ def test_magnitude_errs_less_than_chance_and_never_more_than_the_bound(monkeypat
         assert magnitude.y[i] < random.y[i]
         assert magnitude.y[i] <= limit.y[i]
     assert found.figures[0].lines[0].y[0] > 0.9
+    assert found.verdict.startswith("Of 2 theorems 2 say nothing of this network; with 50% removed: magnitude ")
     assert any(remark.startswith("Theorem 1: outside its regime") for remark in found.remarks)
 
 

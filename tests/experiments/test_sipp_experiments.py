@@ -21,8 +21,12 @@ def test_all_variants_against_weight_thresholding(monkeypatch):
     result = EXPERIMENTS["sipp-curves"].run(case, 2, lambda what, share: None)
     assert len(result.rows) == 7
     assert {len(row) for row in result.rows} == {len(result.header)}
-    plain, refitted = ({line.label: line for line in figure.lines} for figure in result.figures)
-    assert set(plain) == {"SiPPDet", "SiPPRand", "SiPPHybrid", "SiPPSimple", "WT", "unpruned"}
+    (figure,) = result.figures
+    plain = {line.label: line for line in figure.lines}
+    refitted = {line.like: line for line in figure.lines if line.like}
+    assert set(plain) == {
+        "SiPPDet", "SiPPRand", "SiPPHybrid", "SiPPSimple", "WT", "SiPPDet, refitted", "WT, refitted", "unpruned",
+    }  # fmt: skip
     before = plain["unpruned"].y[0]
     assert before > 0.9
     assert plain["SiPPRand"].spread is not None
@@ -32,4 +36,5 @@ def test_all_variants_against_weight_thresholding(monkeypatch):
     for label in ("SiPPDet", "WT"):
         assert refitted[label].y[1] > plain[label].y[1]
     assert list(plain["SiPPDet"].y) == list(plain["SiPPSimple"].y)
-    assert any("WT has" in remark for remark in result.remarks)
+    gap = 100 * (np.mean(plain["SiPPDet"].y) - np.mean(plain["WT"].y))
+    assert f"SiPPDet {gap:+.1f}" in result.verdict

@@ -39,8 +39,8 @@ def bounds(
     """
     check_places(json_to, inputs=(model,))
     with redirect_stdout(sys.stderr):
-        from onnxprune import guarantee
         from onnxprune.report import bounds as form
+        from onnxprune.theory import guarantee
 
         made = guarantee.bounds(
             model, epsilon=epsilon, delta=delta, alpha=alpha, ratio=ratio, radius=radius, input_shapes=dict(input_shapes) or None

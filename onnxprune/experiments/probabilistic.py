@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxprune import theorems
 from onnxprune.calibration.views import tensor
 from onnxprune.experiments.experiment import Case, Figure, Line, Progress, Result, experiment
 from onnxprune.experiments.probabilistic_tables import DRAWS2, DRAWS3, QUANTILES, TABLE1, TABLE2, TABLE3, Constant, Norm
 from onnxprune.experiments.scoring import accuracy, answers, network_of
-from onnxprune.guarantee import Bounds, bounds
 from onnxprune.pipeline import prune
+from onnxprune.theory import theorems
+from onnxprune.theory.guarantee import Bounds, bounds
 
 PAPER = "Qian and Klabjan (ICML 2021)"
 # Draws for one seed, and matrices whose norms are found at a time.

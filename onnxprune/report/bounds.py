@@ -10,9 +10,9 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from onnxprune.figures import SCHEMA
-from onnxprune.guarantee import Bounds, LayerBounds, TheoremSays
 from onnxprune.report import units
 from onnxprune.report.text import plain_table, titled
+from onnxprune.theory.guarantee import Bounds, LayerBounds, TheoremSays
 
 
 def describe(found: Bounds, path: str | None, epsilon: float | None, delta: float) -> dict[str, Any]:

@@ -19,16 +19,16 @@ import onnx
 import torch
 from torch import Tensor
 
-from onnxprune import theorems
 from onnxprune.calibration.views import tensor
 from onnxprune.errors import NothingToPruneError, UsageError
 from onnxprune.graph import Graph, find, load, prepare
 from onnxprune.matrix import fan_in, to_matrix
 from onnxprune.network import Layer, Network
-from onnxprune.operator_norm import norm_bound, operator_norm
-from onnxprune.propagation import Propagation
-from onnxprune.theorems import Chain, Maps, Norms, Promise
-from onnxprune.weight_moments import WeightMoments, weight_moments
+from onnxprune.theory import theorems
+from onnxprune.theory.operator_norm import norm_bound, operator_norm
+from onnxprune.theory.propagation import Propagation
+from onnxprune.theory.theorems import Chain, Maps, Norms, Promise
+from onnxprune.theory.weight_moments import WeightMoments, weight_moments
 
 # Halvings of the interval in which the largest ratio within epsilon is looked for.
 STEPS = 12

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 import torch
 
-from onnxprune.theorems import (
+from onnxprune.theory.theorems import (
     LOADS,
     Chain,
     Maps,
@@ -28,7 +28,7 @@ from onnxprune.theorems import (
     random_width,
     through,
 )  # fmt: skip
-from onnxprune.weight_moments import weight_moments
+from onnxprune.theory.weight_moments import weight_moments
 
 CHAIN = Chain((20, 100, 120, 100, 10), (0.9, 0.8, 0.85, 0.7), k=0.02, k1=1e-5, k2=1e-9)
 

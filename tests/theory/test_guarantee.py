@@ -10,11 +10,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune import theorems
 from onnxprune.errors import UsageError
-from onnxprune.guarantee import bounds
 from onnxprune.testing import tiny_network
-from onnxprune.theorems import Chain
+from onnxprune.theory import theorems
+from onnxprune.theory.guarantee import bounds
+from onnxprune.theory.theorems import Chain
 
 
 def made(nodes, stored, x, y):

@@ -14,8 +14,8 @@ import numpy as np
 
 from onnxprune.graph import Graph
 from onnxprune.network import Layer, Network
-from onnxprune.operator_norm import reads_of
-from onnxprune.theorems import Norms, Reach, through
+from onnxprune.theory.operator_norm import reads_of
+from onnxprune.theory.theorems import Norms, Reach, through
 
 # Lipschitz constant, and the distance of the value at zero from zero; those with a parameter are in `function`.
 FUNCTIONS = {

@@ -11,12 +11,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.graph import find, load, prepare
-from onnxprune.guarantee import _Bounded, bounds
-from onnxprune.propagation import Propagation
 from onnxprune.testing import tiny_network
-from onnxprune.theorems import Norms
+from onnxprune.theory.guarantee import _Bounded, bounds
+from onnxprune.theory.propagation import Propagation
+from onnxprune.theory.theorems import Norms
 
-MODELS = Path(__file__).parents[1] / "samples" / "models"
+MODELS = Path(__file__).parents[2] / "samples" / "models"
 
 
 def model(nodes, stored, inputs, outputs, opset=17):

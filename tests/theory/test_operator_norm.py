@@ -10,7 +10,7 @@ import torch
 
 from onnxprune.matrix import output_spatial, to_matrix
 from onnxprune.network import Geometry, Layer
-from onnxprune.operator_norm import apply, circular_norm, matrix_norm, norm_bound, operator_norm, reads_of
+from onnxprune.theory.operator_norm import apply, circular_norm, matrix_norm, norm_bound, operator_norm, reads_of
 
 
 def layer(op, weight_shape, input_shape, *, strides=None, dilations=None, pads=None, output_padding=None, groups=1):
@@ -115,7 +115,7 @@ def test_the_frobenius_norm_is_no_bound_for_convolutions():
 
 
 def test_work_beyond_the_limit_falls_back_to_the_coarse_bound(monkeypatch):
-    monkeypatch.setattr("onnxprune.operator_norm.MOST_WORK", 0)
+    monkeypatch.setattr("onnxprune.theory.operator_norm.MOST_WORK", 0)
     for found in CASES.values():
         weight = weights(found.weight_shape)
         exact = float(torch.linalg.matrix_norm(written_out(found, weight), 2))

@@ -1,0 +1,1 @@
+"""SAY beforehand: norms, moments and theorems, and what they promise of a model before anything is pruned."""

@@ -16,7 +16,7 @@ from onnxprune import devices
         ("--ratio 40%", "write 0.4"),
         ("--ratio", "requires an argument"),
         ("", "say how much should go"),
-        ("--ratio 0.4 --target macs=0.5", "not both"),
+        ("--ratio 0.4 --target macs=0.5", "not by --ratio and --target together"),
         ("--target macs=0", "more than 0"),
         ("--target macs=2", "at most 1"),
         ("--target macs=nan", "nan"),

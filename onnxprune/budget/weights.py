@@ -40,10 +40,14 @@ class Share:
 
 @dataclass(frozen=True)
 class Trials:
-    """What a layer costs the network when so many of its weights stay: tried at some counts, from 0 to all of them."""
+    """What a layer costs the network when so many of its weights stay: tried at some counts, from 0 to all that are not zero.
+
+    zeros   weights that are zero already: nothing has to stay for them, and they count among those that go
+    """
 
     counts: Sequence[int]
     losses: Sequence[float]
+    zeros: int = 0
 
     def refined(self) -> tuple[list[int], list[float]]:
         """The curve at many counts: between trials losses fall by the same factor with each weight, at the end to almost none."""
@@ -168,8 +172,9 @@ def _seeded() -> torch.Generator:
 
 def keep_by_trials(trials: Mapping[str, Trials], ratio: float) -> dict[str, Quota]:
     """Layers share what stays so that their losses add up to the least: along the lower hull of each curve, best first."""
-    whole = round((1 - ratio) * sum(t.counts[-1] for t in trials.values()))
-    counts = {name: floor_of(t.counts[-1], ratio) for name, t in trials.items()}
+    sizes = {name: t.counts[-1] + t.zeros for name, t in trials.items()}
+    whole = round((1 - ratio) * sum(sizes.values()))
+    counts = {name: min(floor_of(sizes[name], ratio), t.counts[-1]) for name, t in trials.items()}
     edges = []
     for name, tried in trials.items():
         hull = _hull(*tried.refined())

@@ -28,6 +28,7 @@ The baselines of its appendix: LWC is `magnitude`; ApoZ is the share of zeros of
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import isfinite
 from typing import Any, ClassVar
 
@@ -49,6 +50,7 @@ from onnxprune.contract import (
 )
 from onnxprune.errors import UsageError
 from onnxprune.methods.obs import DAMPING, SecondOrder, damping_of, saliencies
+from onnxprune.methods.sipp_bounds import operator_norm
 from onnxprune.quadratic import Dense, Quadratic, fit_on_mask
 
 PAPER = "Dong et al., Layer-wise Optimal Brain Surgeon (NIPS 2017)"
@@ -100,12 +102,12 @@ class LObs(SecondOrder):
         """
         if plan.error is None:
             return {}
-        kept, spread = plan.weights(view).double(), view.kernel**0.5
+        kept = plan.weights(view)
         slopes = view.activation.bounds if view.activation.name in ("LeakyRelu", "PRelu") else ()
         return {
             "error": plan.error * view.positions**0.5,
-            "frobenius": spread * float(torch.linalg.vector_norm(kept)),
-            "spectral": spread * float(torch.linalg.matrix_norm(kept, 2).max()),
+            "frobenius": view.kernel**0.5 * float(torch.linalg.vector_norm(kept.double())),
+            "spectral": operator_norm(replace(view, matrix=kept)),
             "steady": view.activation.name in STEADY or (bool(slopes) and max(abs(slope) for slope in slopes) <= 1),
         }
 

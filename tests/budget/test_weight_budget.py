@@ -114,3 +114,12 @@ def test_floors_do_not_keep_more_than_was_asked_for(ratio):
     assert sum(q.keep for q in by_scope("network", shares, ratio).values()) == wanted
     trials = {"a": Trials((0, 10_000, 20_000), (1.0, 0.5, 0.0)), "b": Trials((0, 10_000, 20_000), (90.0, 50.0, 0.0))}
     assert sum(q.keep for q in keep_by_trials(trials, ratio).values()) == wanted
+
+
+def test_what_is_zero_already_takes_no_room_in_a_trial():
+    """Half of `a` is zero: at half of everything nothing more has to go, however little `a` matters."""
+    trials = {"a": Trials((0, 50), (1.0, 0.0), zeros=50), "b": Trials((0, 50, 100), (9.0, 5.0, 0.0))}
+    assert {name: quota.keep for name, quota in keep_by_trials(trials, 0.25).items()} == {"a": 50, "b": 100}
+    assert {name: quota.keep for name, quota in keep_by_trials(trials, 0.1).items()} == {"a": 50, "b": 100}
+    nothing = {"a": Trials((0, 0), (0.0, 0.0), zeros=100), "b": Trials((0, 50, 100), (9.0, 5.0, 0.0))}
+    assert {name: quota.keep for name, quota in keep_by_trials(nothing, 0.6).items()} == {"a": 0, "b": 80}

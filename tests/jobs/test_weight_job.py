@@ -104,6 +104,13 @@ def test_recurrent_matrices_are_pruned_and_said_not_to_be_refitted():
     assert [entry["layer"] for entry in report["repair"]["layers"]] == ["head"]
 
 
+@pytest.mark.parametrize("method", ["obs", "sipp-det", "magnitude-global"])
+def test_a_second_run_at_the_same_ratio_takes_nothing_more(method):
+    once = onnxprune.prune(convolutions(), "magnitude-global", 0.5, **QUIET)
+    twice = onnxprune.prune(once.model, method, 0.5, **QUIET)
+    assert [row["zeros"] for row in twice.report["weights"]] == [row["zeros"] for row in once.report["weights"]]
+
+
 def test_a_layer_whose_weight_is_turned_on_the_way_is_refitted_and_nothing_else_is_said():
     nodes = [
         helper.make_node("Transpose", ["w"], ["turned"], perm=[1, 0], name="turn"),

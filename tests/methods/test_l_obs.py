@@ -215,3 +215,17 @@ def test_a_layer_too_wide_for_the_stale_update_is_named():
     view = layer(widest=4)
     with pytest.raises(UsageError, match="too wide"):
         decided(LObs(update="stale"), view, Quota(3))
+
+
+def test_the_norm_of_a_wide_layer_takes_no_singular_values(monkeypatch):
+    """Those of fc6 of AlexNet (4096 x 9216) took minutes; a bound that is no smaller serves the theorem as well."""
+    matrix = torch.randn((1, 2100, 2050), generator=torch.Generator().manual_seed(0))
+    view = LayerView("wide", matrix, torch.zeros(1, 2100))
+    monkeypatch.setattr(torch.linalg, "matrix_norm", lambda *a, **k: pytest.fail("all singular values were computed"))
+    facts = LObs().facts(view, LayerPlan(matrix.abs() > 1, error=0.5))
+    x = torch.randn(2050, generator=torch.Generator().manual_seed(1))
+    for _ in range(10):
+        x = x / x.norm()
+        reached = (kept := matrix[0] * (matrix[0].abs() > 1)) @ x
+        x = kept.T @ reached
+    assert float(reached.norm()) <= facts["spectral"]

@@ -183,7 +183,7 @@ def fig5(case: Case, seeds: int, progress: Progress) -> Result:
     curves = _sweep(case, names, seeds, progress, lambda found: l1_error(found, original))
     ranked = sorted((name for name in names if name != OURS), key=lambda name: float(np.nanmean(curves[name])))
     removed = [1 - k for k in KEPT]
-    shown = {"all": names, "the best three, and the coreset": [*dict.fromkeys([*ranked[:3], "coreset-neuron", OURS])]}
+    shown = {"every method": names, "the best three, and the coreset": [*dict.fromkeys([*ranked[:3], "coreset-neuron", OURS])]}
     figures = [
         _figure(f"Error of the network: {what}", "share of the parameters removed", removed, {n: curves[n] for n in chosen},
                 y_label="mean L1 error of the outputs", log_y=True, percent="x")

@@ -21,7 +21,7 @@ from onnxprune.theory.guarantee import Bounds, bounds
 PAPER = "Qian and Klabjan (ICML 2021)"
 # Draws for one seed, and matrices whose norms are found at a time.
 DRAWS, AT_ONCE = 100, 50
-ENTRIES = {"u": "uniform", "1": "N(0, 1/d)", "3": "N(0, 3/d)"}
+ENTRIES = {"u": "uniform", "1": "N(0,1/d)", "3": "N(0,3/d)"}
 # Layers drawn in a histogram, its bins, and how many standard deviations it reaches to both sides.
 SHOWN, BINS, REACH = 6, 40, 4.0
 RATIOS = (0.01, 0.1, 0.3, 0.5, 0.7, 0.9)
@@ -53,7 +53,7 @@ def table2(case: Case, seeds: int, progress: Progress) -> Result:
         gaps.append(float(gap))
         measured[paper] = float(found.mean()), float(found.std())
         cells = [f"{np.quantile(found, q):.3f} ({c0:.3f})" for q, c0 in zip(QUANTILES, paper.c0, strict=True)]
-        k = "1" if paper.k == 1 else "sqrt 3"
+        k = "1" if paper.k == 1 else "√3"
         mean = f"{found.mean():.3f} ({paper.mean:.3f})"
         rows.append([f"{paper.n1} x {paper.n2}", k, mean, f"{gap:+.1f}", f"{found.std():.3f} ({paper.deviation:.3f})", *cells])
     header = ("B", "K", "E ||B||", "apart", "deviation", *(f"c0, {100 * q:g} %" for q in QUANTILES))
@@ -84,8 +84,8 @@ def _norm_figures(measured: Mapping[Norm, tuple[float, float]]) -> list[Figure]:
             x, found = [row.n2 for row in of], [measured[row] for row in of]
             lines.append(Line(f"n1 = {n1}", x, [mean for mean, _ in found], [spread for _, spread in found]))
             lines.append(Line(f"n1 = {n1}, paper", x, [row.mean for row in of], paper=True, like=f"n1 = {n1}"))
-        name = "1" if k == 1 else "sqrt 3"
-        title = f"Norms of random matrices, entries uniform on +-K / sqrt(n2), K = {name}"
+        name = "1" if k == 1 else "√3"
+        title = f"Norms of random matrices, entries uniform on ±K / √n2, K = {name}"
         figures.append(Figure(title, "n2", "E ||B||, of n1 x n2 matrices", lines, log_x=True))
     return figures
 
@@ -126,7 +126,7 @@ def table3(case: Case, seeds: int, progress: Progress) -> Result:
         "What the paper measures under alpha is the matrix that is left after floor(d^(2 - alpha)) draws with replacement; the "
         "inequality (19) is about what goes, whose C is in the last column.",
     ]
-    header = ("d", "entries", "alpha", "rows", "columns", "fourth", "E ||A||", "apart", "C", "C, gone")
+    header = ("d", "entries", "alpha", "rows", "columns", "fourth", "E ||A||", "apart", "C", "gone")
     claim = f"The constant of Latala's inequality is small: C between {min(r.c for r in TABLE3)} and {max(r.c for r in TABLE3)}."
     worst = max(abs(c - row.c) for row, c in measured.items())
     verdict = (

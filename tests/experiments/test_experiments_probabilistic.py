@@ -59,7 +59,7 @@ def test_table_3_within_sampling_error(monkeypatch):
     for row, paper in zip(found.rows, small(TABLE3, 64), strict=True):
         assert float(row[8].split()[0]) == pytest.approx(paper.c, abs=0.012)
         assert float(row[5].split()[0]) == pytest.approx(paper.terms[2], rel=0.01)
-    pruned = {line.label: line for line in found.figures[0].lines}["N(0, 1/d), pruned, alpha = 0.5"]
+    pruned = {line.label: line for line in found.figures[0].lines}["N(0,1/d), pruned, alpha = 0.5"]
     assert list(pruned.x) == [32, 64]
     assert pruned.y[0] == pytest.approx(float(found.rows[-2][8].split()[0]), abs=0.001)
 

@@ -128,7 +128,7 @@ def table(found: list[dict[str, Any]]) -> str:
         for kinds in (("weight", "kernel"), ("channel", "neuron", "rank")):
             shares = ratios(kinds[0])
             names = [n for n in METHODS if METHODS[n].target in kinds and any(k[:2] == (net, n) for k in cells)]
-            lines = [_line(net, name, shares, cells) for name in sorted(names)]
+            lines = [line for name in sorted(names) if (line := _line(net, name, shares, cells)) is not None]
             if lines:
                 head = " | ".join(f"{share:g}" for share in shares)
                 what = "weights" if kinds[0] == "weight" else "channels, neurons or ranks"
@@ -137,14 +137,24 @@ def table(found: list[dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
-def _line(net: str, name: str, shares: tuple[float, ...], cells: dict[tuple[Any, ...], dict[str, Any]]) -> str:
+def _line(net: str, name: str, shares: tuple[float, ...], cells: dict[tuple[Any, ...], dict[str, Any]]) -> str | None:
+    """None where the method cannot be used on this net at all."""
     shown, last = [], None
     for share in shares:
-        pair = [cells.get((net, name, share, repair), {}) for repair in REPAIRS]
-        shown.append(" / ".join(f"{100 * row['accuracy']:.1f}" if "accuracy" in row else "-" for row in pair))
-        last = pair[1] if "accuracy" in pair[1] else last
-    cost = f"{last['processor_seconds']:.1f} | {last['memory'] / 1e6:.0f}" if last else "- | -"
+        pair = [cells.get((net, name, share, repair)) for repair in REPAIRS]
+        shown.append(" / ".join(map(_cell, pair)) if any(pair) else "")
+        last = pair[1] if pair[1] and "accuracy" in pair[1] else last
+    if not any(character.isdigit() for cell in shown for character in cell):
+        return None
+    cost = f"{last['processor_seconds']:.1f} | {last['memory'] / 1e6:.0f}" if last else " | "
     return f"| `{name}` | {' | '.join(shown)} | {cost} |"
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    """A dash where it cannot be done, dots where nobody has measured it yet."""
+    if row is None:
+        return "..."
+    return f"{100 * row['accuracy']:.1f}" if "accuracy" in row else "-"
 
 
 def main() -> None:

@@ -20,6 +20,8 @@ class Spectrum:
     """A layer of (out, inputs) weights; energies: what every rank is worth, the most first.
 
     price   what a weight costs: 1, or its multiplications where these are to go
+    gain    what the energies, squared errors of the layer's outputs, do to the model's; None: unknown, then every layer's energy
+            as a whole counts the same
     """
 
     name: str
@@ -27,6 +29,7 @@ class Spectrum:
     inputs: int
     energies: Sequence[float]
     price: int = 1
+    gain: float | None = None
 
     @property
     def whole(self) -> int:
@@ -52,12 +55,12 @@ class Spectrum:
 
         The lower convex hull of the loss over the price: ranks that a mixture of its neighbours would beat are left out.
         """
-        total = sum(self.energies) or 1.0
+        worth = 1 / (sum(self.energies) or 1.0) if self.gain is None else self.gain
         points: list[tuple[int, float, int | None]] = []
         left = sum(self.energies)
         for rank in range(1, self.highest + 1):
             left -= self.energies[rank - 1]
-            points.append((rank * self.per_rank, max(left, 0.0) / total, rank))
+            points.append((rank * self.per_rank, max(left, 0.0) * worth, rank))
         points.append((self.whole, 0.0, None))
         hull: list[tuple[int, float, int | None]] = []
         for point in points:
@@ -79,7 +82,7 @@ def uniform(spectra: Sequence[Spectrum], ratio: float) -> Ranks:
 
 
 def by_spectrum(spectra: Sequence[Spectrum], ratio: float) -> Ranks:
-    """All layers together lose this share of their price: where the share of a layer's energy lost by that is least."""
+    """All layers together lose this share of their price: where what is lost by that is worth least."""
     if not ratio:
         return uniform(spectra, 0)
     ranks: Ranks = {s.name: 1 if s.highest else None for s in spectra}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import prod
+from statistics import median
 
 from onnxprune.budget.ranks import Ranks, Spectrum, by_spectrum, uniform
 from onnxprune.contract import Factors, LayerView, RankMethod, RankView, check_energies
@@ -76,6 +77,12 @@ def spectra(method: RankMethod, views: RankViews) -> list[Spectrum]:
         _, out, inputs = view.matrix.shape
         found.append(Spectrum(view.name, out, inputs, check_energies(method, view, method.energies(view)).tolist()))
     return found
+
+
+def weighed(found: Sequence[Spectrum], gains: Mapping[str, float]) -> list[Spectrum]:
+    """What an error of each layer does to the model's outputs; one that nobody measured counts as the typical one."""
+    typical = median(gains.values()) if gains else 1.0
+    return [replace(spectrum, gain=gains.get(spectrum.name, typical)) for spectrum in found]
 
 
 def chooser(found: Sequence[Spectrum], budget: str) -> Callable[[float], Ranks]:

@@ -81,6 +81,8 @@ class RankJob(Job):
             )
             seen = decide.RankViews(self.graph, views)
             spectra = decide.spectra(self.method, seen)
+            if request.budget == "auto" and self.method.needs:
+                spectra = decide.weighed(spectra, views.gains(chosen))
             ranks = self._ranks(spectra, chosen)
             factors = decide.factors(self.method, seen, ranks)
         splits = [Split(site.layers, factors[site.name]) for site in chosen if site.name in factors]

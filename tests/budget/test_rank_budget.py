@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -85,6 +86,17 @@ def test_where_weights_cost_more_they_go_first():
     assert found["cheap"] is None
     assert found["dear"] < 7
     assert uniform([dear], 0.5) == uniform([spectrum("dear", 20, 20, 0.9)], 0.5)
+
+
+def test_a_layer_whose_errors_matter_more_keeps_more():
+    """Of equal spectra the gain decides, and energies count as they are, not as shares of their layer's."""
+    alike = [spectrum("a", 40, 40, 0.8), spectrum("b", 40, 40, 0.8)]
+    told = [replace(alike[0], gain=10.0), replace(alike[1], gain=0.1)]
+    found = by_spectrum(told, 0.5)
+    assert (found["a"] or 40) > 2 * found["b"]
+    loud = [replace(alike[0], energies=[1000 * e for e in alike[0].energies], gain=1.0), replace(alike[1], gain=1.0)]
+    assert (by_spectrum(loud, 0.5)["a"] or 40) > 2 * by_spectrum(loud, 0.5)["b"]
+    assert by_spectrum(alike, 0.5)["a"] == by_spectrum(alike, 0.5)["b"]
 
 
 def test_a_dead_layer_goes_down_to_rank_1():

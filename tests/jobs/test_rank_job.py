@@ -350,3 +350,15 @@ def test_only_and_skip_name_layers_or_weights():
     assert [row["reason"] for row in rows][1] == "not chosen"
     with pytest.raises(UnknownNameError, match="layr1"):
         onnxprune.prune(tiny_network(), "svd", 0.5, only=["layr1"], **QUIET)
+
+
+def test_the_auto_budget_asks_what_errors_do_to_the_outputs(monkeypatch):
+    from onnxprune.decide.weights import Views
+
+    def ranks(**gains):
+        monkeypatch.setattr(Views, "gains", lambda self, found: {site.name: gains.get(site.name, 1.0) for site in found})
+        rows = onnxprune.prune(tiny_network(), "svd", 0.5, samples=24, batch=4, latency=False, repair="none").report["ranks"]
+        return {row["name"]: row["parameters"] for row in rows}
+
+    assert ranks(w2=100.0)["w2"] > ranks(w2=0.01)["w2"]
+    assert ranks(w3=100.0)["w3"] > ranks(w3=0.01)["w3"]

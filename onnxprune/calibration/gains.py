@@ -34,7 +34,7 @@ from onnxprune.runtime import Session
 # Noise power as a share of the layer's variance: small enough for first order, large enough to stand out of rounding.
 POWER = 0.02
 # Two samples at least: the noise of one is the other's deviation. MobileNetV2 at 0.8 of the MACs deviates 2.5 % less with four.
-FEWEST_SAMPLES, ENOUGH_SAMPLES, MOST_SAMPLES, MEMORY = 2, 4, 16, 1 << 28
+FEWEST_SAMPLES, ENOUGH_SAMPLES, MOST_SAMPLES, MEMORY = 2, 4, 16, 1 << 27
 # Every part is a session of its own: with so many of them probes run little more than half of the model on average.
 PARTS = 6
 CLEAN, ADDED = "@clean", "@added"

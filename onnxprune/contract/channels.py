@@ -154,8 +154,11 @@ class ChannelMethod(Method):
         return type(self).errors is not ChannelMethod.errors
 
     def within(self, view: ChannelView, scores: Tensor, epsilon: float, rng: torch.Generator) -> ChannelPlan:
-        """Error-first: as many draws as the bound asks for an error of at most epsilon; how many channels stay is an outcome."""
-        raise NotImplementedError("callers ask `bounded` first")
+        """Error-first: as many draws as the bound asks for an error of at most epsilon; how many channels stay is an outcome.
+
+        Raises UsageError where a method tells its errors, but not how many channels an error asks for.
+        """
+        raise UsageError(f"{self.name} cannot say how many channels an error of {epsilon:g} asks for", "give a ratio instead")
 
 
 def check_scores(method: ChannelMethod, view: ChannelView, scores: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ Departures from the papers:
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, log
@@ -171,13 +172,13 @@ class _Sampler(_Sensitive):
 
     may_keep_fewer = True
 
+    @abstractmethod
     def error_at(self, time: Tensor, view: LayerView) -> Tensor:
         """eps of a part that got `time` draws per unit of its S."""
-        raise NotImplementedError
 
+    @abstractmethod
     def time_for(self, epsilon: float, view: LayerView) -> float:
         """The inverse."""
-        raise NotImplementedError
 
     def sure(self, rates: Tensor, time: Tensor) -> Tensor:
         """bool: kept without being drawn."""

@@ -44,13 +44,18 @@ def with_cells(
         unit[fine[joint.marginals[axis]]] = -1  # no channel, but the name of one position in all blocks
     places = _places(flow, soft, fine)
     mark = _marks(soft, places, fine, count)
-    on = _places_of(places, count)
     made = np.zeros(count, bool)
     for place in places:
         if slots[place.slot].role == "makes":
             made[place.fine] = True
     names = {layer.node: layer.name for layer in layers}
-    return tuple(replace(g, cells=_cells(g, unit, mark, made, on, slots, names)) for g in groups)
+    found = [_cells(group, unit, mark, made) for group in groups]
+    on = _places_of([ids[0] for cells in found for ids in cells], places, count)
+    made_of = [
+        tuple(_cell(f"{group.name}[{i}]", group, ids, on[int(ids[0])], slots, names, count) for i, ids in enumerate(cells))
+        for group, cells in zip(groups, found, strict=True)
+    ]
+    return tuple(replace(group, cells=cells) for group, cells in zip(groups, made_of, strict=True))
 
 
 def _soft(flow: Flow, chosen: Chosen) -> list[tuple[Joint, int]]:
@@ -131,39 +136,37 @@ def _marks(soft: Chosen, places: Sequence[Place], fine: Ints, count: int) -> Int
     return mark
 
 
-def _places_of(places: Sequence[Place], count: int) -> list[list[Place]]:
-    """The places that each finer channel lies on."""
-    found: list[list[Place]] = [[] for _ in range(count)]
+def _places_of(channels: Sequence[int], places: Sequence[Place], count: int) -> dict[int, list[Place]]:
+    """The places that each of these finer channels lies on."""
+    asked = np.zeros(count, bool)
+    asked[channels] = True
+    found: dict[int, list[Place]] = {int(channel): [] for channel in channels}
     for place in places:
-        for channel in np.unique(place.fine).tolist():
+        for channel in dict.fromkeys(place.fine[asked[place.fine]].tolist()):
             found[channel].append(place)
     return found
 
 
-def _cells(
-    group: Group, unit: Ints, mark: Ints, made: Bools, on: Sequence[Sequence[Place]], slots: Sequence[Slot],
-    names: Mapping[int, str],
-) -> tuple[Group, ...]:  # fmt: skip
+def _cells(group: Group, unit: Ints, mark: Ints, made: Bools) -> list[Ints]:
     """Finer channels with the same mark, where each channel of the group has as many of them and some layer makes them."""
     place = np.full(int(max(unit.max(), group.ids.max())) + 2, -1, np.int64)
     place[group.ids] = np.arange(group.size)
     inside = np.flatnonzero(place[unit] >= 0)
     if len(inside) == group.size:
-        return ()
-    found: list[Group] = []
+        return []
+    found: list[Ints] = []
     for value in np.unique(mark[inside]):
         own = inside[mark[inside] == value]
         per = np.bincount(place[unit[own]], minlength=group.size)
         if bool(made[own].all()) and per.min() == per.max():
-            ids = own[np.argsort(place[unit[own]], kind="stable")]
-            places = on[ids[0]]  # those of one mark lie on the same
-            found.append(_cell(f"{group.name}[{len(found)}]", group, ids, places, slots, names, len(mark)))
-    return tuple(found)
+            found.append(own[np.argsort(place[unit[own]], kind="stable")])
+    return found
 
 
 def _cell(
     name: str, group: Group, ids: Ints, places: Sequence[Place], slots: Sequence[Slot], names: Mapping[int, str], count: int
 ) -> Group:
+    """places: those of the first of the channels `ids`; all of one mark lie on the same."""
     at = np.full(count, -1, np.int64)
     at[ids] = np.arange(len(ids))
     members: list[Member] = []

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from onnxprune.graph.labels import Flow, Joint
+from onnxprune.graph.labels import Flow, Joint, components
 from onnxprune.network import Bools, Ints
 
 # A side that frees so much more of the positions is taken, whatever else speaks for the other.
@@ -98,13 +98,12 @@ def _choose(knot: Sequence[Joint], channel: Ints, pinned: Bools, heads: Bools, *
         chosen.append(taken)
         shape = [-1 if a == taken else 1 for a in axes]
         whole = np.broadcast_to(joint.marginals[taken].reshape(shape), joint.labels.shape)
-        ties.append((whole.reshape(-1), joint.labels.reshape(-1)))
+        tie = whole.reshape(-1), joint.labels.reshape(-1)
+        ties.append(tie)
         for axis in axes:
             if axis != taken:
                 held[joint.marginals[axis]] = True
-        a, b = (np.concatenate([t[side] for t in ties]) for side in (0, 1))
-        links = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(len(ids), len(ids)))
-        part = connected_components(links, directed=False)[1].astype(np.int64)
+        part = components(int(part.max()) + 1, [(part[tie[0]], part[tie[1]])])[1][part]
     free = ~_spread(held, part)
     lies = np.zeros(len(ids), bool)
     for joint in local:

@@ -89,7 +89,9 @@ def select(
     if named:
         there = sorted({g.kind for g in named})
         raise NothingToPruneError(
-            f"no channels of kind {' or '.join(kinds or USUAL_KINDS)}, only of kind {' and '.join(there)}",
+            f"no channels of kind {' or '.join(kinds)}, only of kind {' and '.join(there)}"
+            if kinds
+            else f"only channels of kind {' and '.join(there)} could go, and these go only when they are asked for",
             f"ask for --kind {','.join(there)}",
         )
     if network.groups:

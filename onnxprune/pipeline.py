@@ -124,7 +124,7 @@ def prune(
     clock = Clock()
     file = load(model)
     if output is not None:
-        check_target(Path(output), file.path)
+        check_target(Path(output), file.files)
     chosen_device = choose_device(device)
     with clock.stage("find"):
         graph, inputs = open_samples(
@@ -138,7 +138,7 @@ def prune(
     result = job.run(labels, latency)
     if output is not None:
         with clock.stage("save"):
-            size = save(result.model, Path(output), file.external)
+            size = save(result.model, Path(output), file.external, file.files)
         saved = load(output)
         result.report["pruned"].update({"path": str(output), "sha256": saved.sha256, "bytes": size})
     result.report["timings"] = clock.seconds | {"total": time.perf_counter() - clock.start}

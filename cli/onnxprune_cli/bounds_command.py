@@ -37,7 +37,7 @@ def bounds(
     Norms and moments of its layers, the error that pruning by magnitude cannot exceed whatever the input, and what the theorems
     of Qian and Klabjan promise of it, or why they do not. The first and the last layer stay whole.
     """
-    check_places(json_to, inputs=(model,))
+    check_places(json_to, models=[model])
     with redirect_stdout(sys.stderr):
         from onnxprune.report import bounds as form
         from onnxprune.theory import guarantee

@@ -27,7 +27,7 @@ def compare(
     first: str, second: str, json_to: str | None, summary: str | None, verbose: bool, quiet: bool, **arguments: Any
 ) -> int:
     """Compare model B with model A: size, latency, deviation of the outputs, accuracy."""
-    check_places(json_to, summary, inputs=(first, second, arguments["data"], arguments["labels"]))
+    check_places(json_to, summary, models=(first, second), inputs=(arguments["data"], arguments["labels"]))
     with redirect_stdout(sys.stderr):
         import onnxprune
 

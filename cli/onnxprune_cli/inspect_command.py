@@ -26,7 +26,7 @@ def inspect(
     json_to: str | None, verbose: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Show what MODEL is made of, as pruning sees it: layers, groups of channels, pins with their reasons, MACs."""
-    check_places(json_to, inputs=(model,))
+    check_places(json_to, models=[model])
     with redirect_stdout(sys.stderr):
         import onnxprune
         from onnxprune.report import explanation, inspection

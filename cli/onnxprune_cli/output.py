@@ -19,18 +19,38 @@ STDOUT = "-"
 PIPED_WIDTH = 120
 
 
-def check_places(*places: str | None, inputs: Iterable[str | None] = ()) -> None:
-    """Refuse now what could not be written after an hour's work, or would overwrite an input or another result."""
-    taken = {os.path.realpath(name): f"{name} is an input, which is never overwritten" for name in inputs if name}
-    for place in places:
-        if place is None or place == STDOUT:
-            continue
+def check_places(*places: str | None, inputs: Iterable[str | None] = (), models: Iterable[str | None] = ()) -> None:
+    """Refuse now what could not be written after an hour's work, or would overwrite an input or another result.
+
+    inputs    files, folders and file.py:function
+    models    files of models: with their external data
+    """
+    named = [place for place in places if place is not None and place != STDOUT]
+    taken = {os.path.realpath(name): f"{name} is an input, which is never overwritten" for name in _files(inputs, models, named)}
+    for place in named:
         _check_place(place)
         real = os.path.realpath(place)
         if real in taken:
             raise click.UsageError(f"{taken[real]}; name another file")
         if not Path(place).exists() or Path(place).is_file():
             taken[real] = f"{place} was named for two results"
+
+
+def _files(inputs: Iterable[str | None], models: Iterable[str | None], places: Iterable[str]) -> Iterator[str]:
+    """All that may not be written to."""
+    for name in filter(None, inputs):
+        yield name
+        script, _, function = name.rpartition(":")
+        if script and function:
+            yield script
+    # Only what is there already can be overwritten; else the model need not be read for this.
+    there = any(Path(place).is_file() for place in places)
+    for model in filter(None, models):
+        yield model
+        if there:
+            from onnxprune.graph.external import data_files
+
+            yield from map(str, data_files(Path(model)))
 
 
 def _check_place(place: str) -> None:

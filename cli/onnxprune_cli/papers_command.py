@@ -36,7 +36,7 @@ def papers(name: str | None, **given: Any) -> int:
     asked = [_option(key) for key in (*INPUTS, "picture") if given[key]]
     if name is None and asked:
         raise click.UsageError(f"{asked[0]} is for an experiment: name one of those that `onnxprune papers` lists")
-    check_places(given["json_to"], given["picture"], inputs=[given[key] for key in INPUTS])
+    check_places(given["json_to"], given["picture"], models=[given["model"]], inputs=[given[key] for key in INPUTS[1:]])
     with redirect_stdout(sys.stderr):
         found = _list() if name is None else _run(name, given)
     if given["json_to"] is not None:

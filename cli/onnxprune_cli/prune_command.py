@@ -100,7 +100,7 @@ def prune(model: str, **given: Any) -> int:
         raise click.UsageError(f"say how much should go, {but}--ratio 0.4 (the share removed) or --target macs=0.6 (kept)")
     output = None if given.pop("dry_run") else _output(model, given["output"], given["positional_output"])
     places = {key: given.pop(key) for key in ("json_to", "summary")}
-    check_places(output, *places.values(), inputs=(model, *(given[key] for key in ("data", "test_data", "labels"))))
+    check_places(output, *places.values(), models=[model], inputs=[given[key] for key in ("data", "test_data", "labels")])
     verbose, quiet = given.pop("verbose"), given.pop("quiet")
     before = _state(output)
     try:

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
+import onnx.parser
+from google.protobuf import json_format, text_format
+from google.protobuf.message import DecodeError
 
 from onnxprune.errors import ModelError
 
@@ -48,6 +51,16 @@ def read_external(model: onnx.ModelProto, folder: Path, file: Path | None) -> di
             tensor.ClearField("data_location")
             found[key] = entry["location"]
     return found
+
+
+def data_files(path: Path) -> list[Path]:
+    """The files that a model points to, unread and whether they are there or not; none where the model itself cannot be read."""
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except (OSError, ValueError, DecodeError, json_format.Error, text_format.Error, onnx.parser.ParseError):
+        return []
+    locations = (e.value for _, tensor in tensors(model) for e in tensor.external_data if e.key == "location")
+    return [path.parent / location for location in dict.fromkeys(locations)]
 
 
 def _content(file: Path, entry: dict[str, str], tensor: onnx.TensorProto) -> bytes:

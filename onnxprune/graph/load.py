@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,11 @@ class ModelFile:
     def label(self) -> str:
         return self.path.name if self.path else "model"
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that it was read from: they are never written to."""
+        return (self.path, *_beside(self.path, self.external)) if self.path else ()
+
 
 def load(source: str | os.PathLike[str] | onnx.ModelProto) -> ModelFile:
     """Read `source` (a path or a ModelProto, which is copied) and check it.
@@ -63,8 +69,7 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> ModelFile:
         path = Path(source)
         model, digest, size = _parse(path)
         external = read_external(model, path.parent, path)
-        files = [path.parent / location for location in sorted(set(external.values()))]
-        size += _digest(digest, files)
+        size += _digest(digest, _beside(path, external))
         fingerprint = digest.hexdigest()
     if not model.graph.node:
         raise ModelError(f"{path or 'the model'} holds no nodes", "give a file that an ONNX exporter wrote")
@@ -109,6 +114,11 @@ def _look_at(path: Path) -> None:
         raise ModelError(f"{path} is a folder", "name the .onnx file inside it")
     if path.stat().st_size == 0:
         raise ModelError(f"{path} is empty", "export or download it again")
+
+
+def _beside(path: Path, external: Mapping[str, str]) -> list[Path]:
+    """The data files of the model in `path`."""
+    return [path.parent / location for location in sorted(set(external.values()))]
 
 
 def _digest(digest: hashlib._Hash, files: list[Path]) -> int:

@@ -49,13 +49,13 @@ class PruneResult:
     model: onnx.ModelProto = field(repr=False)
     report: Report
     external: Mapping[str, str] = field(default_factory=dict, repr=False)
+    inputs: tuple[Path, ...] = field(default=(), repr=False)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the model, whole or not at all; external data in the style of the original. Raises SaveError."""
         target = Path(path)
-        source = self.report["original"]["path"]
-        check_target(target, Path(source) if source else None)
-        save(self.model, target, self.external)
+        check_target(target, self.inputs)
+        save(self.model, target, self.external, self.inputs)
         return target
 
 
@@ -149,7 +149,7 @@ class Job(ABC):
         report = self._report(made, [*warnings, *made.warnings])
         with self.clock.stage("validate"):
             self._validate(made.model, report, labels, latency)
-        return PruneResult(self.store(made.model, report), report, self.file.external)
+        return PruneResult(self.store(made.model, report), report, self.file.external, self.file.files)
 
     def store(self, model: onnx.ModelProto, report: Report) -> onnx.ModelProto:
         """The form in which the model is handed out; what changes by that is written into the report."""

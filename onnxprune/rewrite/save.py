@@ -32,11 +32,12 @@ HASH = 12
 TEXT = {".json", ".onnxjson", ".onnxtext", ".onnxtxt", ".pbtxt", ".prototxt", ".textproto", ".txtpb"}
 
 
-def save(model: onnx.ModelProto, path: Path, external: Mapping[str, str] | None = None) -> int:
+def save(model: onnx.ModelProto, path: Path, external: Mapping[str, str] | None = None, inputs: Iterable[Path] = ()) -> int:
     """Write `model` to `path`; returns the bytes written, data files included.
 
     external   tensor name -> location in the original: tensors stored outside stay outside, in one file or in many as they were.
                Above 2 GiB everything large goes into one data file, for ONNX knows no other way.
+    inputs     files that stay even if an earlier result pointed to them
     Raises SaveError (disk full, no permission, no such folder); then `path` is what it was before.
     """
     outside = _outside(model, path, external or {})
@@ -57,7 +58,7 @@ def save(model: onnx.ModelProto, path: Path, external: Mapping[str, str] | None 
             raise SaveError(f"cannot write {path}: {_reason(error)}", _remedy(error)) from error
         raise
     _sync_folder(path.parent)
-    _tidy(path, stale, {place.location for place in places.values()})
+    _tidy(path, stale - {place.location for place in places.values()}, inputs)
     return sizes + len(content)
 
 
@@ -77,10 +78,15 @@ def _outside(model: onnx.ModelProto, path: Path, external: Mapping[str, str]) ->
     return found
 
 
-def check_target(path: Path, source: Path | None) -> None:
-    """Refuse before any work is done what cannot be written after it: the input itself, a folder, a place without permission."""
-    if source is not None and path.exists() and source.exists() and path.samefile(source):
-        raise SaveError(f"{path} is the input", "name another file with -o; the input is never overwritten")
+def check_target(path: Path, inputs: Iterable[Path]) -> None:
+    """Refuse before any work is done what cannot be written after it: an input, a folder, a place without permission.
+
+    inputs     the files of the original: the model's own and those of its external data
+    """
+    for source in inputs:
+        if _same(path, source):
+            what = "is the input" if path.name == source.name else f"is the input {source}"
+            raise SaveError(f"{path} {what}", "name another file with -o; the input is never overwritten")
     if path.is_dir():
         raise SaveError(f"{path} is a folder", "name the file to write")
     if path.exists() and not path.is_file():
@@ -221,11 +227,17 @@ def _data_files(path: Path) -> set[str]:
     return found | {name for name in locations if own.fullmatch(name)}
 
 
-def _tidy(path: Path, stale: set[str], used: set[str]) -> None:
-    """Data files of an earlier result are of no use once the new model is in place."""
-    for name in stale - used:
-        with suppress(OSError):
-            (path.parent / name).unlink()
+def _tidy(path: Path, stale: set[str], inputs: Iterable[Path]) -> None:
+    """Data files of an earlier result are of no use once the new model is in place, unless it was made from them."""
+    kept = list(inputs)
+    for file in (path.parent / name for name in stale):
+        if not any(_same(file, source) for source in kept):
+            with suppress(OSError):
+                file.unlink()
+
+
+def _same(path: Path, other: Path) -> bool:
+    return path.exists() and other.exists() and path.samefile(other)
 
 
 def _reason(error: OSError) -> str:

@@ -3,7 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 FAILED = {"expression": "top1_agreement<0.95", "value": 0.9, "passed": False}
 
@@ -123,6 +126,23 @@ def test_mistakes_are_found_before_any_work(run, library, model, args, message):
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert not library.calls
+
+
+@pytest.mark.parametrize("args", ["-o w.bin", "--json w.bin", "--summary ./w.bin", "-o ./w.bin"])
+def test_the_data_of_a_model_is_an_input_too(run, library, model, args):
+    made = helper.make_model(helper.make_graph([], "g", [], [], [numpy_helper.from_array(np.ones(4, np.float32), "w")]))
+    onnx.save(made, model, save_as_external_data=True, location="w.bin", size_threshold=0)
+    result = run(model, "--ratio", "0.4", *args.split())
+    assert result.exit_code == 2
+    assert "w.bin is an input, which is never overwritten" in result.stderr
+    assert not library.calls
+
+
+def test_the_script_that_makes_samples_is_an_input_too(run, library, model):
+    Path("make.py").write_text("def samples(): ...\n")
+    result = run(model, "--ratio", "0.4", "--data", "make.py:samples", "--json", "make.py")
+    assert result.exit_code == 2
+    assert "make.py is an input" in result.stderr
 
 
 def test_text_goes_to_stdout(run, library, model):

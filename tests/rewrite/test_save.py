@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import SaveError
 from onnxprune.graph.load import load
+from onnxprune.jobs.job import PruneResult
 from onnxprune.rewrite import save as module
 from onnxprune.rewrite.save import check_target, save
 from tests.graph.nets import arrays, conv_net, feeds, net, node, pruned, run, values
@@ -312,6 +313,25 @@ def test_places_that_cannot_be_written(tmp_path):
     }
     for path, words in refused.items():
         with pytest.raises(SaveError, match=words) as caught:
-            check_target(path, source)
+            check_target(path, [source])
         assert caught.value.remedy
-    check_target(tmp_path / "fine.onnx", source)
+    check_target(tmp_path / "fine.onnx", [source])
+
+
+@pytest.mark.parametrize("named", ["w.bin", "link"])
+def test_the_data_of_the_input_is_no_place_for_the_result(tmp_path, named):
+    onnx.save(model(), tmp_path / "in.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    (tmp_path / "link").symlink_to(tmp_path / "w.bin")
+    file, before = load(tmp_path / "in.onnx"), (tmp_path / "w.bin").read_bytes()
+    result = PruneResult(model(1), {}, file.external, file.files)  # type: ignore[typeddict-item]
+    with pytest.raises(SaveError, match=f"{named} is the input"):
+        result.save(tmp_path / named)
+    assert (tmp_path / "w.bin").read_bytes() == before
+
+
+def test_data_of_an_earlier_result_stays_if_it_is_that_of_the_input(tmp_path):
+    save(model(1), tmp_path / "m.onnx", ONE)
+    (tmp_path / "copy.onnx").write_bytes((tmp_path / "m.onnx").read_bytes())
+    file = load(tmp_path / "copy.onnx")
+    save(model(2), tmp_path / "m.onnx", ONE, file.files)
+    assert load(tmp_path / "copy.onnx").model == file.model

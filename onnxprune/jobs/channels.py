@@ -61,7 +61,7 @@ class ChannelJob(Job):
             with self.clock.stage("labels"):
                 asked = self._required(decisions)
         with self.clock.stage("decide"):
-            plans, counts = self._decide(decisions, self.request.epsilon if asked is None else asked.epsilon)
+            plans, counts = self._decide(decisions, asked)
         alive = self.network.alive({name: plan.keep.numpy(force=True) for name, plan in plans.items()})
         with self.clock.stage("rewrite"):
             made = cut(self.graph, self.network, alive)
@@ -100,9 +100,14 @@ class ChannelJob(Job):
         request = self.request
         return self.method.bounded and request.repair_kind == "none" and request.reweigh
 
-    def _decide(self, decisions: Sequence[decide.Decision], epsilon: float | None) -> tuple[dict[str, ChannelPlan], Counts]:
+    def _decide(
+        self, decisions: Sequence[decide.Decision], asked: guarantee.Required | None
+    ) -> tuple[dict[str, ChannelPlan], Counts]:
+        epsilon = self.request.epsilon if asked is None else asked.epsilon
         if epsilon is not None:
             plans = decide.within(self.method, decisions, epsilon, self.request.seed)
+            if all(len(plans[d.view.name].keep) == d.view.channels for d in decisions):
+                raise self.nothing_within(epsilon, asked)
             return plans, {name: len(plan.keep) for name, plan in plans.items()}
         counts = self._budget(decisions)
         self._check_counts(decisions, counts)
@@ -151,8 +156,9 @@ class ChannelJob(Job):
             last = guarantee.last_layer(self.graph, self.network).name
             groups = [group for group in groups if last in group.readers]
         check_weights(self.graph, self.network)
-        few = self.samples.few(PROOF_BATCH)
-        self.graph, self.orders = decide.arranged(self.graph, self.network, groups, few, self.device)
+        if request.repair_kind != "none" or request.reweigh:  # else what stays is promised to be as it was, bit for bit
+            few = self.samples.few(PROOF_BATCH)
+            self.graph, self.orders = decide.arranged(self.graph, self.network, groups, few, self.device)
         if self.orders:
             self.network = find(self.graph, inner=prefers_width(request.kinds), through_norms=request.through_norms)
             groups = [self.network.group[group.name] for group in groups]

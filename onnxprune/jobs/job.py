@@ -21,7 +21,7 @@ from onnxprune.contract import Method
 from onnxprune.decide import labels as guarantee
 from onnxprune.decide.bounds import refuse_unbounded
 from onnxprune.devices import Device
-from onnxprune.errors import UsageError
+from onnxprune.errors import NothingToPruneError, UsageError
 from onnxprune.figures import SCHEMA, LatencyFigures, Report
 from onnxprune.graph import Graph, ModelFile, find, prepare
 from onnxprune.graph.recurrence import recurrent_layers
@@ -154,6 +154,14 @@ class Job(ABC):
     def store(self, model: onnx.ModelProto, report: Report) -> onnx.ModelProto:
         """The form in which the model is handed out; what changes by that is written into the report."""
         return model
+
+    def nothing_within(self, epsilon: float, asked: guarantee.Required | None) -> NothingToPruneError:
+        """Error-first, and the method's bound lets nothing go."""
+        what = f"within an error of {epsilon:.3g} nothing may go by the bound of {self.method.name}"
+        if asked is not None:
+            what += f", and more would not guarantee {asked.share:.0%} of the labels ({asked.layer!r})"
+        more = "more error" if asked is None else "fewer labels"
+        return NothingToPruneError(what, f"ask for {more}, or for a --ratio: its cost is measured, not promised")
 
     def batch(self) -> int:
         """As many samples at a time as was asked for, fewer where their activations are large: beyond that only memory grows."""

@@ -69,7 +69,7 @@ class WeightJob(Job):
             views = decide.Views(
                 self.graph, chosen, self.method, self.samples.calibration, self.batch(), self.device, request.seed, self.progress
             )
-            decided = self._decide(views, chosen, request.epsilon if asked is None else asked.epsilon)
+            decided = self._decide(views, chosen, asked)
         thinned = {site.name: Thinned(site.layer, decided.plans[site.name]) for site in chosen}
         with self.clock.stage("rewrite"):
             model = sparsify(self.graph, thinned)
@@ -91,10 +91,14 @@ class WeightJob(Job):
         """A bound is about weights as the method leaves them."""
         return self.method.bounded and self.request.repair_kind == "none"
 
-    def _decide(self, views: decide.Views, chosen: Sequence[decide.Site], epsilon: float | None) -> decide.Decided:
+    def _decide(self, views: decide.Views, chosen: Sequence[decide.Site], asked: guarantee.Required | None) -> decide.Decided:
         request = self.request
+        epsilon = request.epsilon if asked is None else asked.epsilon
         if epsilon is not None:
-            return decide.within(self.method, views, epsilon, request.seed)
+            decided = decide.within(self.method, views, epsilon, request.seed)
+            if all(bool(plan.keep.all()) for plan in decided.plans.values()):
+                raise self.nothing_within(epsilon, asked)
+            return decided
         return decide.decide(
             self.method, views, chosen, request.budget, request.share_removed, request.pattern, request.seed,
             bounds=self._tells_bounds,

@@ -280,6 +280,21 @@ def test_pruning_takes_the_weakest_of_each_block():
     assert result.report["deviation"]["y"]["relative_l2"] < 0.01
 
 
+def test_what_stays_is_as_it_was_where_that_is_promised():
+    """Without repair and reweighing nothing changes places: `removed` says it all."""
+    model = grouped(2)
+    given_ = {"budget": "uniform", "align": 1, "repair": "none", "reweigh": False, "latency": False, "only": ["first"]}
+    result = onnxprune.prune(model, "l2-channel", ratio=0.5, **given_)
+    assert (result.report["reordered"], result.report["removed_by_block"]) == ({}, {})
+    assert len(result.report["removed"]["g0"]["1"]) == 3
+    after = {t.name: onnx.numpy_helper.to_array(t) for t in result.model.graph.initializer}
+    for weights in model.graph.initializer:
+        expected = onnx.numpy_helper.to_array(weights)
+        for axis, gone in result.report["removed"].get(weights.name, {}).items():
+            expected = np.delete(expected, gone, axis=int(axis))
+        np.testing.assert_array_equal(after[weights.name], expected)
+
+
 def test_random_graphs():
     seen = {"cells": 0, "unequal": 0}
     quiet = settings(

@@ -30,7 +30,7 @@ from onnxprune.jobs.weights import WeightJob
 from onnxprune.methods import create
 from onnxprune.request import Request, as_kinds, as_pattern, prefers_width
 from onnxprune.rewrite.save import check_target, save
-from onnxprune.validation.gates import check_measured, check_outputs, evaluate, parse
+from onnxprune.validation.gates import check_measured, check_outputs, check_there, evaluate, parse
 
 __all__ = ["JOBS", "PruneResult", "prune"]
 
@@ -120,7 +120,7 @@ def prune(
     kind = next(job for target, job in JOBS.items() if isinstance(chosen, target))
     kind.check(request)
     for gate in request.gates:
-        check_measured(gate, labels=labels is not None, latency=latency)
+        check_measured(gate, labels=labels is not None, latency=latency, parts=kind.parts)
     clock = Clock()
     file = load(model)
     if output is not None:
@@ -136,6 +136,8 @@ def prune(
         check_outputs(gate, graph.outputs)
     job = kind(request, chosen, file, graph, network, inputs, chosen_device, progress or _silent, clock)
     result = job.run(labels, latency)
+    to_come = ("total",) if output is None else ("save", "total")
+    check_there(request.gates, result.report | {"timings": clock.seconds | dict.fromkeys(to_come, 0.0)})
     if output is not None:
         with clock.stage("save"):
             size = save(result.model, Path(output), file.external, file.files)

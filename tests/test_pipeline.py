@@ -274,6 +274,16 @@ def test_the_report_is_the_schema_and_json(tmp_path):
     assert json.loads(render(report)) == json.loads(json.dumps(json.loads(render(report))))
 
 
+def test_gates_on_any_figure_and_on_none(tmp_path):
+    asked = {"method": "magnitude", "ratio": 0.5, "output": tmp_path / "out.onnx"}
+    for gate in ("timings.foo>1", "sparsity.shar<1", "proof.none>1"):
+        with pytest.raises(UnknownNameError):
+            tiny(**asked, gates=[gate])
+        assert not list(tmp_path.iterdir())
+    figures = tiny(**asked, gates=["sparsity.share<0.4", "weights.w2.zeros<1", "timings.save>99"]).report["gates"]
+    assert [gate["passed"] for gate in figures] == [True, True, True]
+
+
 def test_the_figures_of_the_pruned_model_are_those_of_the_file(tmp_path):
     result = onnxprune.prune(CNN, ratio=0.3, data=DATA, latency=False)
     result.save(tmp_path / "out.onnx")

@@ -43,6 +43,7 @@ class ChannelJob(Job):
     """The stages of the story are its methods, in the order of the story."""
 
     foreign = MappingProxyType({"keep_ends": False, "pattern": None, "sparse_storage": False})
+    parts = frozenset({"alignment"})
 
     method: ChannelMethod
     orders: dict[str, Orders] = field(default_factory=dict)

@@ -95,9 +95,11 @@ class Job(ABC):
     """One pruning run. A kind of job says how the model is made; what comes after is the same for all.
 
     foreign   what may be asked for, but has no meaning here: field of Request -> its value when nobody asked
+    parts     parts of the report that it fills and others do not (gates.OWN_PARTS)
     """
 
     foreign: ClassVar[Mapping[str, Any]] = {}
+    parts: ClassVar[frozenset[str]] = frozenset()
 
     request: Request
     method: Method

@@ -59,6 +59,7 @@ class RankJob(Job):
             "reweigh": True,
         }
     )
+    parts = frozenset({"ranks"})
 
     method: RankMethod
 

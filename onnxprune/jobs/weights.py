@@ -50,6 +50,7 @@ class WeightJob(Job):
     """The stages of the story are its methods, in the order of the story."""
 
     foreign = MappingProxyType({"align": "auto", "kinds": (), "through_norms": False, "reweigh": True})
+    parts = frozenset({"weights", "sparsity", "storage"})
 
     method: WeightMethod
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +29,12 @@ RATIOS = {
 DROPS = ("accuracy_drop", "accuracy.drop")
 DEVIATIONS = tuple(Deviation.__annotations__)
 HIGHER_IS_BETTER = {"cosine", "snr_db", "top1_agreement"}
-# Parts of the report whose keys depend on the run: names below them can only be looked up when it is there.
-OPEN_PARTS = ("groups.", "timings.", "repair.", "alignment.", "proof.", "data.", "options.", "deviation.")
+# Parts of the report that not every kind of method fills.
+OWN_PARTS = frozenset({"alignment", "ranks", "sparsity", "storage", "weights"})
+# Parts whose keys depend on the run: names below them can only be looked up when it is there.
+OPEN_PARTS = tuple(
+    f"{part}." for part in ("groups", "timings", "repair", "proof", "data", "options", "deviation", "bounds", *OWN_PARTS)
+)
 
 
 def _known() -> tuple[str, ...]:
@@ -89,13 +93,25 @@ def check_outputs(gate: GateExpression, outputs: Iterable[str]) -> None:
         raise UnknownNameError("output", output, names)
 
 
-def check_measured(gate: GateExpression, *, labels: bool, latency: bool) -> None:
-    """An expression on what will not be measured would fail after all the work: refuse it before."""
+def check_measured(gate: GateExpression, *, labels: bool, latency: bool, parts: Collection[str] = ()) -> None:
+    """An expression on what will not be measured would fail after all the work: refuse it before.
+
+    parts    those of OWN_PARTS that will be there
+    """
     figure = _ending(gate.figure) or gate.figure
-    if "accuracy" in figure.split(".")[0] and not labels:
+    part = figure.split(".")[0]
+    if part in OWN_PARTS and part not in parts:
+        raise UsageError(f"the gate {gate.text!r} is about {part!r}, of which this method reports nothing", "see its --json")
+    if "accuracy" in part and not labels:
         raise UsageError(f"the gate {gate.text!r} needs labels", "give --labels, with the samples they belong to")
     if not latency and (figure.startswith("latency") or figure.endswith(".latency_ms")):
         raise UsageError(f"the gate {gate.text!r} needs latency", "leave --no-latency out")
+
+
+def check_there(gates: Iterable[GateExpression], report: Mapping[str, Any]) -> None:
+    """Raises UsageError for figures that the report has not got. To be asked before anything is written."""
+    for gate in gates:
+        look_up(gate.figure, report)
 
 
 def evaluate(gates: Iterable[GateExpression], report: Mapping[str, Any]) -> list[Gate]:
@@ -153,7 +169,8 @@ def _walk(path: str, report: Mapping[str, Any]) -> Any:
         if here is None:
             return None
         if isinstance(here, list):
-            here = {str(entry["name"]): entry for entry in here if isinstance(entry, dict) and "name" in entry}
+            # Of groups and weights, or of refitted layers.
+            here = {str(entry.get("name", entry.get("layer"))): entry for entry in here if isinstance(entry, dict)}
         keys = [key for key in here if rest == key or rest.startswith(f"{key}.")] if isinstance(here, Mapping) else []
         if not keys:
             raise UnknownNameError("figure", path, KNOWN)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from onnxprune.errors import UnknownNameError, UsageError
-from onnxprune.validation.gates import check_outputs, evaluate, look_up, parse
+from onnxprune.validation.gates import OWN_PARTS, check_measured, check_outputs, evaluate, look_up, parse
 
 REPORT = json.loads((Path(__file__).parents[1] / "report" / "example_report.json").read_text("utf-8"))
 
@@ -80,6 +80,19 @@ def test_figures_of_open_parts_are_checked_when_the_report_is_there():
     gate = parse("timings.totl>1")
     with pytest.raises(UnknownNameError):
         look_up(gate.figure, REPORT)
+
+
+def test_layers_that_were_refitted_are_known_by_their_names():
+    figures = report(repair={"layers": [{"layer": "fc.2", "error_after": 0.25}]})
+    assert judge("repair.layers.fc.2.error_after>0.2", figures)["passed"] is False
+
+
+@pytest.mark.parametrize("part", sorted(OWN_PARTS))
+def test_parts_of_other_methods_are_refused_before_any_work(part):
+    gate = parse(f"{part}.share<0.5")
+    check_measured(gate, labels=False, latency=False, parts={part})
+    with pytest.raises(UsageError, match=f"about '{part}', of which this method reports nothing"):
+        check_measured(gate, labels=False, latency=False, parts=OWN_PARTS - {part})
 
 
 def test_text_is_no_figure():

@@ -143,11 +143,25 @@ class Flow:
         """The joint of these labels; the same one for the same labels."""
         key = labels.shape, labels.tobytes()
         if key not in self._joint_of:
-            given = tuple(marginals or [self.fresh(n) for n in labels.shape])
+            given = tuple(marginals or [self._slices(labels, axis) for axis in range(labels.ndim)])
             made = Joint(labels, given)
             self.joints.append(made)
             self._joint_of[key] = self._joint_of[_key(given)] = made
         return self._joint_of[key]
+
+    def _slices(self, labels: Ints, axis: int) -> Ints:
+        """New labels for slices along an axis, the same one for slices of the same labels: heads, repeated for every sample."""
+        rows = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
+        # A sum of products with random numbers, which wraps around, is equal for two rows exactly when they are.
+        marks = rows @ np.random.default_rng(0).integers(1, 2**62, rows.shape[1], dtype=np.int64)
+        alike = np.unique(marks, return_inverse=True)[1]
+        return self.fresh(int(alike.max()) + 1)[alike]
+
+    def _crossed(self, parts: Sequence[Ints]) -> Ints:
+        """One new label for every position of several axes, the same one where the labels of the axes are."""
+        distinct, places = zip(*(np.unique(part, return_inverse=True) for part in parts), strict=True)
+        lengths = [len(found) for found in distinct]
+        return self.fresh(int(np.prod(lengths))).reshape(lengths)[np.ix_(*places)]
 
     def merge(self, labels: Sequence[Ints | None], sizes: Sequence[int]) -> Ints:
         """The inverse of split: one label per position of several axes, of which at least one carries labels."""
@@ -157,8 +171,7 @@ class Flow:
         if len(parts) > 1:
             known = self._joint_of.get(_key(parts))
             if known is None:
-                lengths = [len(p) for p in parts]
-                known = self.joint(self.fresh(int(np.prod(lengths))).reshape(lengths), parts)
+                known = self.joint(self._crossed(parts), parts)
             order: list[int] = []
             for part in parts:
                 order.append(next(i for i, m in enumerate(known.marginals) if i not in order and np.array_equal(m, part)))

@@ -229,6 +229,27 @@ CASES["attention_heads"] = dense(HEADS, HEAD_WEIGHTS | {"split": ints(0, 0, 4, 3
 CASES["attention_of_one_head_loses_width"] = dense(
     HEADS, HEAD_WEIGHTS | {"split": ints(0, 0, 1, 12)}, {"q_": 12, "v_": 12}, shape=("N", 5, 8)
 )
+# The same for three samples that lie behind the sequence: heads are the same channels in each, though they share an axis.
+CASES["heads_of_several_samples"] = dense(
+    [
+        *(node("MatMul", f"x w{n}", n, name=f"{n}_") for n in "qkv"),
+        *(node("Reshape", f"{n} split", f"{n}s") for n in "qkv"),
+        *(node("Transpose", f"{n}s", f"{n}h", perm=[1, 0, 2]) for n in "qv"),
+        node("Transpose", "ks", "kh", perm=[1, 2, 0]),
+        node("MatMul", "qh kh", "scores"),
+        node("Softmax", "scores", "p", axis=-1),
+        node("MatMul", "p vh", "c"),
+        node("Transpose", "c", "ct", perm=[1, 0, 2]),
+        node("Reshape", "ct rows", "o"),
+        node("MatMul", "o wo", "r", name="out"),
+        node("Reshape", "r back", "u"),
+        node("Add", "x u", "y"),
+    ],
+    HEAD_WEIGHTS | {"split": ints(5, -1, 3), "rows": ints(-1, 12), "back": ints(5, -1, 8)},
+    {"q_": 4},
+    (("x", "carries no channels"),),
+    shape=(5, 3, 8),
+)
 # torch's MultiheadAttention: batch and heads share an axis, and the target of Reshape computes batch * heads.
 CASES["heads_behind_the_batch"] = dense(
     [

@@ -196,7 +196,8 @@ class Flow:
         name = self.graph.input(node, position)
         stored = self.graph.stored(name)
         if stored is None or stored.axes[axis] is None:
-            self.pin(labels, name, f"constant {name!r} is computed in the graph")
+            what = f"constant {name!r} is computed in the graph" if name in self.graph.constants else f"{name!r} is no constant"
+            self.pin(labels, name, what)
             return
         own = int(stored.axes[axis] or 0)
         self.slots.append(LabelledSlot(stored.parameter, node, position, own, role, labels))

@@ -378,8 +378,41 @@ CASES["gemm_of_a_constant_input"] = dense(
     [node("Gemm", "x w1", "h", name="one"), node("Gemm", "c w2 h", "y", name="two")],
     {"w1": values(5, 7), "c": values(1, 3), "w2": values(3, 7)},
     {},
-    (("h", "computed at run time"),),
 )
+# torch.mm becomes a Gemm with a C that does not count.
+CASES["gemm_of_two_activations"] = dense(
+    [
+        node("MatMul", "x w1", "h", name="one"),
+        node("MatMul", "x w2", "k", name="two"),
+        node("Gemm", "h k none", "s", transB=1, alpha=0.5, beta=0.0),
+        node("Relu", "s", "y"),
+    ],
+    {"w1": values(5, 7), "w2": values(5, 7, seed=1), "none": values(1)},
+    {"one": 7},
+    shape=(4, 5),
+)
+CASES["gemm_of_two_activations_and_a_third"] = dense(
+    [
+        node("MatMul", "x w1", "h", name="one"),
+        node("MatMul", "x w2", "k", name="two"),
+        node("Gemm", "x w0", "c", name="zero"),
+        node("Gemm", "k h c", "s", transA=1),
+        node("Gemm", "s w3", "y", name="three"),
+    ],
+    {"w0": values(5, 7, seed=2), "w1": values(5, 7), "w2": values(5, 4, seed=1), "w3": values(7, 3)},
+    {"one": 7},
+    (("c", "carries no channels"),),
+    shape=(4, 5),
+)
+simple(
+    "conv_bias_from_outside",
+    [node("GlobalAveragePool", "x", "g"), node("ReduceMean", "g", "m", axes=[0, 2, 3], keepdims=0),
+     node("Conv", "a w m", "b", name="mid")],
+    {"w": values(3, 6, 3, 3)},
+    {"first": 6},
+    (("m", "is no constant"),),
+    reads=3,
+)  # fmt: skip
 CASES["conv_weight_at_run_time"] = lambda: Case(
     net(
         [node("Conv", "x w1", "a", name="first"), node("Conv", "a k", "y", name="dynamic")],

@@ -17,7 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from onnxprune.errors import OnnxpruneError
-from onnxprune.graph.facts import STAND_INS, StandIn
+from onnxprune.graph.facts import STAND_INS, WEIGHTS, StandIn
 from onnxprune.graph.structure import Graph
 from onnxprune.network import Geometry, Ints, Kind, Layer, Norm, Quantised, Role
 
@@ -126,6 +126,16 @@ class Flow:
     def pin_all(self, tensor: str, reason: str) -> None:
         for labels in self.labels(tensor).values():
             self.pin(labels, tensor, reason)
+
+    def hold(self, node: int, reason: str) -> None:
+        """Nothing of a node can be followed: its channels stay, and so does what its weights make, each with the reason."""
+        for position, name in enumerate(self.graph.nodes[node].input):
+            self.pin_all(name, reason)
+            shape = self.graph.shapes.get(name, ())
+            if name in self.graph.constants and self.graph.types.get(name) in WEIGHTS and len(shape) > 1:
+                held = self.fresh(shape[0])
+                self.parameter(node, position, 0, "makes", held)
+                self.pin(held, name, reason)
 
     def split(self, labels: Ints) -> list[Ints | None]:
         """Labels of positions laid out along several axes -> labels for each axis, None for an axis that carries nothing."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import onnxprune.graph.rules  # noqa: F401  (registers every operator)
 from onnxprune.graph import sizes
-from onnxprune.graph.facts import WEIGHTS
 from onnxprune.graph.labels import Flow, LabelledSlot, operator
 from onnxprune.graph.structure import Graph
 from onnxprune.network import Ints
@@ -37,13 +36,7 @@ def _apply(flow: Flow, index: int) -> None:
         return
     unknown = [*missing, *node.output[:1], "it"][0]
     why = f"operator {node.op_type} has no rule" if found is None else f"the shape of {unknown!r} is not known"
-    reason = f"{why} (node {graph.label(index)!r})"
-    for position, name in enumerate(node.input):
-        flow.pin_all(name, reason)
-        if name in graph.constants and graph.types.get(name) in WEIGHTS and len(graph.shapes.get(name, ())) > 1:
-            held = flow.fresh(graph.shapes[name][0])  # whatever the weights make: none of it can go, and it is told why
-            flow.parameter(index, position, 0, "makes", held)
-            flow.pin(held, name, reason)
+    flow.hold(index, f"{why} (node {graph.label(index)!r})")
 
 
 def _share(flow: Flow) -> None:

@@ -357,6 +357,26 @@ CASES["one_matrix_for_attention_of_one_head"] = dense(
     {"qkv": 12},
     shape=("N", 5, 8),
 )
+for spelled, (first, second) in {
+    "dots": ("...i,ij->...j", "...j,kj->...k"), "no_output": ("abi,ij", "... j, j k"), "dots_alone": ("...i,ij", "abj,jk->abk"),
+}.items():  # fmt: skip
+    CASES[f"einsum_with_{spelled}"] = dense(
+        [
+            node("Einsum", "x w1", "h", name="one", equation=first),
+            node("Tanh", "h", "t"),
+            node("Einsum", "t w2", "y", name="two", equation=second),
+        ],
+        {"w1": values(5, 7), "w2": values(*((4, 7) if "kj" in second else (7, 4)))},
+        {"w1": 7},
+        shape=("N", 3, 5),
+    )
+CASES["einsum_of_a_diagonal"] = dense(
+    [node("Einsum", "x w1", "h", name="one", equation="nii,ij->nj"), node("MatMul", "h w2", "y", name="two")],
+    {"w1": values(5, 7), "w2": values(7, 4)},
+    {},
+    (("w1", "is not followed"),),
+    shape=("N", 5, 5),
+)
 CASES["einsum_heads"] = dense(
     [
         node("Einsum", "x wq", "q", name="q_", equation="bsc,chd->bshd"),

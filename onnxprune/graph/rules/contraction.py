@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from string import ascii_letters
 from typing import Literal
 
 import numpy as np
@@ -292,17 +293,29 @@ def dense(
     return made
 
 
-@rule("Einsum", note="explicit equations, each letter at most once per operand; ellipsis: pinned")
+@rule("Einsum", note="as MatMul; a letter twice in one operand: pinned")
 def einsum(flow: Flow, index: int) -> None:
-    node = flow.graph.nodes[index]
-    equation = str(flow.graph.attribute(index, "equation", "")).replace(" ", "")
-    inputs, _, output = equation.partition("->")
-    operands = inputs.split(",")
-    if "->" not in equation or "." in equation or any(len(set(o)) < len(o) for o in operands):
-        for name in node.input:
-            flow.pin_all(name, f"the equation {equation!r} of {flow.graph.label(index)!r} is not followed")
+    operands, output = _letters(flow, index)
+    if any(len(set(own)) < len(own) for own in operands):
+        equation = flow.graph.attribute(index, "equation", "")
+        flow.hold(index, f"the equation {equation!r} of {flow.graph.label(index)!r} is not followed")
         return
     contract(flow, index, operands, output)
+
+
+def _letters(flow: Flow, index: int) -> tuple[list[str], str]:
+    """An Einsum's equation with a letter for every axis: three dots are spelled out, an output that is left out is stated."""
+    graph = flow.graph
+    inputs, arrow, output = str(graph.attribute(index, "equation", "")).replace(" ", "").partition("->")
+    operands = inputs.split(",")
+    ranks = [len(graph.shapes[name]) for name in graph.nodes[index].input]
+    free = [letter for letter in ascii_letters if letter not in inputs]
+    dots = [rank - len(own) + 3 if "..." in own else 0 for own, rank in zip(operands, ranks, strict=True)]
+    most = max(dots, default=0)
+    if not arrow:
+        output = "..." + "".join(sorted(own for own in set(inputs) if own.isalpha() and inputs.count(own) == 1))
+    operands = [own.replace("...", "".join(free[most - n : most])) for own, n in zip(operands, dots, strict=True)]
+    return operands, output.replace("...", "".join(free[:most]))
 
 
 def contract(flow: Flow, index: int, operands: list[str], output: str) -> None:

@@ -250,7 +250,7 @@ def _dtype(spelling: str) -> np.dtype[Any]:
         return brain
     try:
         known: np.dtype[Any] = np.dtype({"float": "float32", "double": "float64"}.get(name, name))
-    except TypeError:
+    except (TypeError, ValueError):
         return np.dtype(object)
     return known
 

@@ -209,3 +209,15 @@ def test_a_session_never_falls_back_to_the_cpu_by_itself(capfd):
     with pytest.raises((DeviceError, ModelError)):
         Session(model(), Device("cuda", 0, "CUDAExecutionProvider"))
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_sequence_of_maps_is_an_output_as_any_other():
+    """What skl2onnx puts behind a classifier."""
+    ml = helper.make_node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml", classlabels_strings=list("abcd"))
+    labels = helper.make_map_type_proto(TensorProto.STRING, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    outputs = [helper.make_value_info("y", helper.make_sequence_type_proto(labels))]
+    graph = helper.make_graph([ml], "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])], outputs)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    session = Session(helper.make_model(graph, ir_version=10, opset_imports=opsets), CPU)
+    assert session.outputs == (("y", np.dtype(object), ()),)
+    assert session.run({"x": X})["y"] == [dict.fromkeys("abcd", 1.0)] * 2

@@ -18,7 +18,7 @@ from onnxprune.calibration.sources import InputSpec, Source, open_source, split
 from onnxprune.errors import DataError, ModelError
 from onnxprune.graph.load import ModelFile
 from onnxprune.graph.prepare import prepare
-from onnxprune.graph.structure import Graph
+from onnxprune.graph.structure import Graph, no_batch
 
 # Ten batches at least, so that some can be kept from the fit to judge it.
 FEWEST_BATCHES = 10
@@ -110,6 +110,7 @@ def open_samples(
 def input_specs(graph: Graph) -> list[InputSpec]:
     """Names, types and shapes of the inputs that a user has to feed."""
     found = []
+    others = no_batch(graph.model.graph)
     for value in graph.model.graph.input:
         if value.name not in graph.inputs:
             continue
@@ -117,7 +118,8 @@ def input_specs(graph: Graph) -> list[InputSpec]:
         if tensor.elem_type == onnx.TensorProto.STRING:
             raise ModelError(f"input {value.name!r} takes strings", "prune the part of the model behind the tokenizer")
         shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
-        found.append(InputSpec(value.name, np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), shape))
+        batched = not shape or tensor.shape.dim[0].dim_param not in others
+        found.append(InputSpec(value.name, np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), shape, batched))
     return found
 
 

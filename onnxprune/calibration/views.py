@@ -36,7 +36,7 @@ def _view(
             continue
         weight = tensor(graph, slot.parameter, device, network.quantised)
         if layer is None:
-            rows = weight.movedim(slot.axis, 0).flatten(1)
+            rows = weight.movedim(slot.axis, 0).reshape(weight.shape[slot.axis], -1)  # a vector has no second axis
             if slot.role == "makes":
                 makers.append(_bare_maker(slot.parameter, rows, member))
             else:

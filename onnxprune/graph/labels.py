@@ -17,7 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from onnxprune.errors import OnnxpruneError
-from onnxprune.graph.facts import STAND_INS, StandIn
+from onnxprune.graph.facts import STAND_INS, WEIGHTS, StandIn
 from onnxprune.graph.structure import Graph
 from onnxprune.network import Geometry, Ints, Kind, Layer, Norm, Quantised, Role
 
@@ -127,6 +127,16 @@ class Flow:
         for labels in self.labels(tensor).values():
             self.pin(labels, tensor, reason)
 
+    def hold(self, node: int, reason: str) -> None:
+        """Nothing of a node can be followed: its channels stay, and so does what its weights make, each with the reason."""
+        for position, name in enumerate(self.graph.nodes[node].input):
+            self.pin_all(name, reason)
+            shape = self.graph.shapes.get(name, ())
+            if name in self.graph.constants and self.graph.types.get(name) in WEIGHTS and len(shape) > 1:
+                held = self.fresh(shape[0])
+                self.parameter(node, position, 0, "makes", held)
+                self.pin(held, name, reason)
+
     def split(self, labels: Ints) -> list[Ints | None]:
         """Labels of positions laid out along several axes -> labels for each axis, None for an axis that carries nothing."""
         found: list[Ints | None] = [None] * labels.ndim
@@ -143,11 +153,25 @@ class Flow:
         """The joint of these labels; the same one for the same labels."""
         key = labels.shape, labels.tobytes()
         if key not in self._joint_of:
-            given = tuple(marginals or [self.fresh(n) for n in labels.shape])
+            given = tuple(marginals or [self._slices(labels, axis) for axis in range(labels.ndim)])
             made = Joint(labels, given)
             self.joints.append(made)
             self._joint_of[key] = self._joint_of[_key(given)] = made
         return self._joint_of[key]
+
+    def _slices(self, labels: Ints, axis: int) -> Ints:
+        """New labels for slices along an axis, the same one for slices of the same labels: heads, repeated for every sample."""
+        rows = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
+        # A sum of products with random numbers, which wraps around, is equal for two rows exactly when they are.
+        marks = rows @ np.random.default_rng(0).integers(1, 2**62, rows.shape[1], dtype=np.int64)
+        alike = np.unique(marks, return_inverse=True)[1]
+        return self.fresh(int(alike.max()) + 1)[alike]
+
+    def _crossed(self, parts: Sequence[Ints]) -> Ints:
+        """One new label for every position of several axes, the same one where the labels of the axes are."""
+        distinct, places = zip(*(np.unique(part, return_inverse=True) for part in parts), strict=True)
+        lengths = [len(found) for found in distinct]
+        return self.fresh(int(np.prod(lengths))).reshape(lengths)[np.ix_(*places)]
 
     def merge(self, labels: Sequence[Ints | None], sizes: Sequence[int]) -> Ints:
         """The inverse of split: one label per position of several axes, of which at least one carries labels."""
@@ -157,8 +181,7 @@ class Flow:
         if len(parts) > 1:
             known = self._joint_of.get(_key(parts))
             if known is None:
-                lengths = [len(p) for p in parts]
-                known = self.joint(self.fresh(int(np.prod(lengths))).reshape(lengths), parts)
+                known = self.joint(self._crossed(parts), parts)
             order: list[int] = []
             for part in parts:
                 order.append(next(i for i, m in enumerate(known.marginals) if i not in order and np.array_equal(m, part)))
@@ -183,7 +206,8 @@ class Flow:
         name = self.graph.input(node, position)
         stored = self.graph.stored(name)
         if stored is None or stored.axes[axis] is None:
-            self.pin(labels, name, f"constant {name!r} is computed in the graph")
+            what = f"constant {name!r} is computed in the graph" if name in self.graph.constants else f"{name!r} is no constant"
+            self.pin(labels, name, what)
             return
         own = int(stored.axes[axis] or 0)
         self.slots.append(LabelledSlot(stored.parameter, node, position, own, role, labels))

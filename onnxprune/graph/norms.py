@@ -101,17 +101,22 @@ def reduced_axes(graph: Graph, index: int) -> set[int] | None:
 def spelled(graph: Graph, index: int) -> tuple[Norm, bool] | None:
     """The part that a reduction plays in a norm spelled out in single operators, and whether that can be mended.
 
-    Mean and variance or mean square (ReduceMean, Sub, Pow, ReduceMean, Add, Sqrt, Div), or a length (ReduceL2, Div).
+    Mean and variance or mean square (ReduceMean, Sub, Pow, ReduceMean, Add, Sqrt, Div), a length (ReduceL2, Div; or
+    Mul, ReduceSum, Sqrt, Div) or a mean (ReduceMean, Div).
     """
     op, axes = graph.nodes[index].op_type, reduced_axes(graph, index) or set()
     plain = Norm(index, (0,), tuple(sorted(axes)), "zero")
-    if op in ("ReduceL2", "ReduceL1"):
+    squares = _squared(graph, graph.nodes[index].input[0]) is not None
+    if op in ("ReduceL2", "ReduceL1") or (op == "ReduceSum" and squares):
         # A sum forgets what is zero, and no divisor counts the channels: nothing to mend.
         return (plain, True) if _divides(graph, graph.nodes[index].output[0]) else None
     if op != "ReduceMean":
         return None
-    if _squared(graph, graph.nodes[index].input[0]) is not None:
+    if squares:
         return _variance(graph, plain)
+    if _divides(graph, graph.nodes[index].output[0]):
+        # A mean that something is divided by (ConvNeXt V2): what counts as the mean of the others does not change it.
+        return replace(plain, fill="mean"), True
     return _mean(graph, plain)
 
 
@@ -135,7 +140,7 @@ def _divides(graph: Graph, tensor: str) -> bool:
     node = graph.nodes[user]
     if node.op_type == "Div":
         return bool(node.input[1] == tensor and node.input[0] != tensor)
-    return node.op_type in (*COMMUTES, "Clip", "Max", "Add") and _divides(graph, node.output[0])
+    return node.op_type in (*COMMUTES, "Clip", "Max", "Add", "Sqrt") and _divides(graph, node.output[0])
 
 
 def _mean(graph: Graph, plain: Norm) -> tuple[Norm, bool] | None:

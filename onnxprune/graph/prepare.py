@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import onnx
 
 from onnxprune.graph import surgeon
+from onnxprune.graph.branches import take_branches
 from onnxprune.graph.facts import FLOATS
 from onnxprune.graph.simplify import simplify
 from onnxprune.graph.structure import Graph, trace, trace_again
@@ -17,6 +18,8 @@ LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 def prepare(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None = None) -> tuple[Graph, int]:
     """Trace `model`; weights that the graph computes from constants are folded first, in place. Also returns how many were."""
     graph = trace(model, sizes)
+    while take_branches(graph):
+        graph = trace(model, sizes)
     if simplify(graph):
         graph = trace_again(graph)
     computed = {

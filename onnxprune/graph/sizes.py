@@ -96,6 +96,12 @@ def pin_counts(flow: Flow, tensor: str, reason: str) -> None:
             flow.pin(flow.counted[number], tensor, reason)
 
 
+def counted(flow: Flow, tensor: str, entry: int) -> Ints | None:
+    """The labels that an entry of a tensor counts, None where it is a plain number."""
+    counts = flow.sizes.get(tensor)
+    return None if counts is None or counts[entry] < 0 else flow.counted[counts[entry]]
+
+
 def settle(flow: Flow, index: int, position: int, stated: Mapping[int, int], found: dict[int, Ints]) -> None:
     """Input `position` states lengths of the output: entry stated[axis] that of `axis`.
 
@@ -104,13 +110,12 @@ def settle(flow: Flow, index: int, position: int, stated: Mapping[int, int], fou
     and so are channels whose count is stated for an axis without labels.
     """
     tensor = flow.graph.input(index, position)
-    counts = flow.sizes.get(tensor)
     inferred = None
     for axis, entry in stated.items():
-        counted = flow.counted[counts[entry]] if counts is not None and counts[entry] >= 0 else None
+        own = counted(flow, tensor, entry)
         labels = found.get(axis)
-        if counted is not None and labels is not None and len(counted) == len(labels):
-            flow.tie(counted, labels)
+        if own is not None and labels is not None and len(own) == len(labels):
+            flow.tie(own, labels)
             continue
         if labels is not None and place(flow.graph, index, position, entry) is None:
             if inferred is None and _inferable(flow.graph, index, entry):
@@ -119,8 +124,8 @@ def settle(flow: Flow, index: int, position: int, stated: Mapping[int, int], fou
                 flow.pin(
                     found.pop(axis), tensor, f"{flow.graph.label(index)!r} takes the number of these channels from the graph"
                 )
-        if counted is not None:
-            flow.pin(counted, tensor, f"{flow.graph.label(index)!r} uses the size of these channels for something else")
+        if own is not None:
+            flow.pin(own, tensor, f"{flow.graph.label(index)!r} uses the size of these channels for something else")
 
 
 def place(graph: Graph, index: int, position: int, entry: int) -> tuple[int, int, int] | None:

@@ -21,6 +21,10 @@ from onnxprune.graph import surgeon
 from onnxprune.graph.facts import Facts
 from onnxprune.network import Quantised
 
+# What exporters write where they know no name for a length, and how many nodes of a graph are tried.
+NAMELESS = {"", "?", "-1", "None"}
+COUNTED = 16
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -240,7 +244,7 @@ def _trial_sizes(graph: onnx.GraphProto, stored: set[str], asked: Mapping[str, S
             problem = f"the model has no input {name!r}" if name else "a shape without the name of its input"
             raise UsageError(problem, f"the model's inputs are: {', '.join(sorted(names - stored))}")
     found: dict[str, tuple[int, ...]] = {}
-    symbols: dict[str, int] = {}
+    symbols: dict[str, int] = dict.fromkeys(no_batch(graph), COUNTED)
     for value in graph.input:
         if value.name in stored or not value.type.HasField("tensor_type"):
             continue
@@ -261,6 +265,14 @@ def _trial_sizes(graph: onnx.GraphProto, stored: set[str], asked: Mapping[str, S
         symbols |= {d.dim_param: n for d, n in zip(dims, shape, strict=True) if d.dim_param}
         found[value.name] = shape
     return found
+
+
+def no_batch(graph: onnx.GraphProto) -> set[str]:
+    """Names of lengths that count no samples, though they stand first: another input has them on another axis (nodes x nodes)."""
+    first = {i.name: i.type.tensor_type.shape.dim[0].dim_param for i in graph.input if i.type.tensor_type.shape.dim}
+    later = {i.name: {d.dim_param for d in list(i.type.tensor_type.shape.dim)[1:]} for i in graph.input}
+    shared = {symbol for name, symbol in first.items() if any(symbol in own for other, own in later.items() if other != name)}
+    return shared - NAMELESS
 
 
 def _dim(dim: Any) -> int | str:

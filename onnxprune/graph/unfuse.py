@@ -141,7 +141,11 @@ def _parts(node: onnx.NodeProto, opset: int, types: dict[str, int], taken: set[s
 def _writer(node: onnx.NodeProto, opset: int) -> Callable[[Parts], bool] | None:
     domain = "" if node.domain == "ai.onnx" else node.domain
     found = WRITERS.get((domain, node.op_type))
-    return None if found is None or (not domain and onnx.defs.has(node.op_type, opset, "")) else found
+    if found is None or domain:
+        return found
+    if node.op_type == "Gemm":
+        return found if any(a.name == "transA" and a.i for a in node.attribute) else None
+    return None if onnx.defs.has(node.op_type, opset, "") else found
 
 
 def _names(graph: onnx.GraphProto) -> set[str]:
@@ -191,6 +195,14 @@ def _bias_gelu(parts: Parts) -> bool:
     summed = parts.sum(parts.node.input)
     parts.add("FastGelu" if parts.node.op_type == "FastGelu" else "Gelu", (summed,), parts.output(0), domain=MICROSOFT)
     return len(parts.nodes) > 1  # a FastGelu without a bias has no parts
+
+
+def _turned_gemm(parts: Parts) -> bool:
+    """Gemm of a transposed A: a layer reads rows, so it is transposed on its own."""
+    turned = parts.add("Transpose", parts.node.input[:1], perm=[1, 0])
+    own = parts.attributes("alpha", "beta", "transB", "broadcast")
+    parts.add("Gemm", (turned, *parts.node.input[1:]), parts.output(0), more=own)
+    return True
 
 
 def _gemm_fast_gelu(parts: Parts) -> bool:
@@ -320,6 +332,7 @@ WRITERS: dict[tuple[str, str], Callable[[Parts], bool]] = {
     (MICROSOFT, "QuickGelu"): _quick_gelu,
     (MICROSOFT, "SkipLayerNormalization"): _skip_norm,
     (MICROSOFT, "SkipSimplifiedLayerNormalization"): _skip_norm,
+    ("", "Gemm"): _turned_gemm,
     # ONNX Runtime's own operators in the domain of ONNX, which onnx.checker refuses there.
     ("", "LayerNormalization"): _norm,
     ("", "SimplifiedLayerNormalization"): _norm,

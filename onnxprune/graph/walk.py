@@ -36,8 +36,7 @@ def _apply(flow: Flow, index: int) -> None:
         return
     unknown = [*missing, *node.output[:1], "it"][0]
     why = f"operator {node.op_type} has no rule" if found is None else f"the shape of {unknown!r} is not known"
-    for name in node.input:
-        flow.pin_all(name, f"{why} (node {graph.label(index)!r})")
+    flow.hold(index, f"{why} (node {graph.label(index)!r})")
 
 
 def _share(flow: Flow) -> None:

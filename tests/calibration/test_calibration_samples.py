@@ -7,6 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tiny_nets import NETS, inputs_for
 
+import onnxprune
 from onnxprune.calibration.samples import open_samples, valid_ids
 from onnxprune.errors import DataError, ModelError
 from onnxprune.graph import load, prepare
@@ -122,3 +123,23 @@ def test_made_up_ids_stay_inside_the_table():
     assert ids.dtype == np.int32
     assert ids.min() >= 0
     assert ids.max() < 11
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_nodes_of_a_graph_are_no_samples(given):
+    """Their number stands first in one input, and on both axes of another."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("MatMul", ["near", "h"], ["s"]),
+        helper.make_node("MatMul", ["s", "v"], ["y"]),
+    ]
+    inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", ["V", 5]), ("near", ["V", "V"]))]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["V", 4])]
+    weights = [numpy_helper.from_array(np.ones(s, np.float32), n) for n, s in (("w", (5, 7)), ("v", (7, 4)))]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", inputs, outputs, weights), ir_version=8, opset_imports=[helper.make_opsetid("", 17)]
+    )
+    rng = np.random.default_rng(0)
+    data = {"x": rng.random((9, 5), np.float32), "near": rng.random((9, 9), np.float32)} if given else None
+    report = onnxprune.prune(model, ratio=0.4, data=data, latency=False).report
+    assert [(g["kept"], g["channels"]) for g in report["groups"]] == [(4, 7)]

@@ -182,3 +182,14 @@ def test_other_precisions_are_seen_in_single(kind):
     _, _, views = views_of(net.model((4,), net.gemm(x, 6, 3)))
     view = next(iter(views.values()))
     assert view.makers[0].weight.dtype == view.readers[0].columns.dtype == torch.float32
+
+
+def test_a_vector_reads_channels_as_a_matrix_does():
+    """A MatMul with weights of one axis: one output, without an axis of its own."""
+    from tests.graph.nets import net, node, values
+
+    nodes = [node("MatMul", "x w1", "h", name="one"), node("Relu", "h", "r"), node("MatMul", "r w2", "y", name="two")]
+    model = net(nodes, {"w1": values(5, 7), "w2": values(7)}, {"x": ["N", 5]})
+    _, _, views = views_of(model)
+    (reader,) = views["one"].readers
+    np.testing.assert_array_equal(reader.weight[reader.positions].reshape(-1), values(7))

@@ -229,6 +229,27 @@ CASES["attention_heads"] = dense(HEADS, HEAD_WEIGHTS | {"split": ints(0, 0, 4, 3
 CASES["attention_of_one_head_loses_width"] = dense(
     HEADS, HEAD_WEIGHTS | {"split": ints(0, 0, 1, 12)}, {"q_": 12, "v_": 12}, shape=("N", 5, 8)
 )
+# The same for three samples that lie behind the sequence: heads are the same channels in each, though they share an axis.
+CASES["heads_of_several_samples"] = dense(
+    [
+        *(node("MatMul", f"x w{n}", n, name=f"{n}_") for n in "qkv"),
+        *(node("Reshape", f"{n} split", f"{n}s") for n in "qkv"),
+        *(node("Transpose", f"{n}s", f"{n}h", perm=[1, 0, 2]) for n in "qv"),
+        node("Transpose", "ks", "kh", perm=[1, 2, 0]),
+        node("MatMul", "qh kh", "scores"),
+        node("Softmax", "scores", "p", axis=-1),
+        node("MatMul", "p vh", "c"),
+        node("Transpose", "c", "ct", perm=[1, 0, 2]),
+        node("Reshape", "ct rows", "o"),
+        node("MatMul", "o wo", "r", name="out"),
+        node("Reshape", "r back", "u"),
+        node("Add", "x u", "y"),
+    ],
+    HEAD_WEIGHTS | {"split": ints(5, -1, 3), "rows": ints(-1, 12), "back": ints(5, -1, 8)},
+    {"q_": 4},
+    (("x", "carries no channels"),),
+    shape=(5, 3, 8),
+)
 # torch's MultiheadAttention: batch and heads share an axis, and the target of Reshape computes batch * heads.
 CASES["heads_behind_the_batch"] = dense(
     [
@@ -336,6 +357,26 @@ CASES["one_matrix_for_attention_of_one_head"] = dense(
     {"qkv": 12},
     shape=("N", 5, 8),
 )
+for spelled, (first, second) in {
+    "dots": ("...i,ij->...j", "...j,kj->...k"), "no_output": ("abi,ij", "... j, j k"), "dots_alone": ("...i,ij", "abj,jk->abk"),
+}.items():  # fmt: skip
+    CASES[f"einsum_with_{spelled}"] = dense(
+        [
+            node("Einsum", "x w1", "h", name="one", equation=first),
+            node("Tanh", "h", "t"),
+            node("Einsum", "t w2", "y", name="two", equation=second),
+        ],
+        {"w1": values(5, 7), "w2": values(*((4, 7) if "kj" in second else (7, 4)))},
+        {"w1": 7},
+        shape=("N", 3, 5),
+    )
+CASES["einsum_of_a_diagonal"] = dense(
+    [node("Einsum", "x w1", "h", name="one", equation="nii,ij->nj"), node("MatMul", "h w2", "y", name="two")],
+    {"w1": values(5, 7), "w2": values(7, 4)},
+    {},
+    (("w1", "is not followed"),),
+    shape=("N", 5, 5),
+)
 CASES["einsum_heads"] = dense(
     [
         node("Einsum", "x wq", "q", name="q_", equation="bsc,chd->bshd"),
@@ -357,8 +398,41 @@ CASES["gemm_of_a_constant_input"] = dense(
     [node("Gemm", "x w1", "h", name="one"), node("Gemm", "c w2 h", "y", name="two")],
     {"w1": values(5, 7), "c": values(1, 3), "w2": values(3, 7)},
     {},
-    (("h", "computed at run time"),),
 )
+# torch.mm becomes a Gemm with a C that does not count.
+CASES["gemm_of_two_activations"] = dense(
+    [
+        node("MatMul", "x w1", "h", name="one"),
+        node("MatMul", "x w2", "k", name="two"),
+        node("Gemm", "h k none", "s", transB=1, alpha=0.5, beta=0.0),
+        node("Relu", "s", "y"),
+    ],
+    {"w1": values(5, 7), "w2": values(5, 7, seed=1), "none": values(1)},
+    {"one": 7},
+    shape=(4, 5),
+)
+CASES["gemm_of_two_activations_and_a_third"] = dense(
+    [
+        node("MatMul", "x w1", "h", name="one"),
+        node("MatMul", "x w2", "k", name="two"),
+        node("Gemm", "x w0", "c", name="zero"),
+        node("Gemm", "k h c", "s", transA=1),
+        node("Gemm", "s w3", "y", name="three"),
+    ],
+    {"w0": values(5, 7, seed=2), "w1": values(5, 7), "w2": values(5, 4, seed=1), "w3": values(7, 3)},
+    {"one": 7},
+    (("c", "carries no channels"),),
+    shape=(4, 5),
+)
+simple(
+    "conv_bias_from_outside",
+    [node("GlobalAveragePool", "x", "g"), node("ReduceMean", "g", "m", axes=[0, 2, 3], keepdims=0),
+     node("Conv", "a w m", "b", name="mid")],
+    {"w": values(3, 6, 3, 3)},
+    {"first": 6},
+    (("m", "is no constant"),),
+    reads=3,
+)  # fmt: skip
 CASES["conv_weight_at_run_time"] = lambda: Case(
     net(
         [node("Conv", "x w1", "a", name="first"), node("Conv", "a k", "y", name="dynamic")],

@@ -47,6 +47,30 @@ simple(
     (("a", "reduces these channels"),),
 )
 simple("reduce_over_all", [node("ReduceMax", "a", "m"), node("Div", "a m", "b")], {}, {}, (("a", "reduces these channels"),))
+# A product summed up is a MatMul: the scores of two towers, a weighted sum over channels.
+CASES["sum_of_products"] = dense(
+    [
+        node("MatMul", "x w1", "u", name="one"),
+        node("Tanh", "u", "v"),
+        node("MatMul", "x w2", "w", name="two"),
+        node("Mul", "v w", "p"),
+        node("ReduceSum", "p last", "y", keepdims=1),
+    ],
+    {"w1": values(5, 7), "w2": values(5, 7, seed=1), "last": ints(-1)},
+    {"one": 7},
+)
+CASES["sum_of_weighted_channels"] = dense(
+    [
+        node("MatMul", "x w1", "u", name="one"),
+        node("Tanh", "u", "v"),
+        node("Mul", "v g", "p"),
+        node("ReduceSum", "p last", "y", keepdims=0),
+    ],
+    {"w1": values(5, 7), "g": values(7), "last": ints(-1)},
+    {"one": 7},
+)
+simple("sum_of_squares", [node("Mul", "a a", "p"), node("ReduceSum", "p ax", "b")], {"ax": ints(1)}, {},
+       (("p", "reduces these channels"),), reads=1)  # fmt: skip
 simple("reduce_over_nothing", [node("ReduceSum", "a", "b", noop_with_empty_axes=1)], opset=13)
 simple(
     "argmax_over_channels",

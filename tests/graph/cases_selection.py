@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from onnx import numpy_helper
 
 from tests.graph.cases import CASES, dense, ints, simple
 from tests.graph.nets import node, values
@@ -117,6 +118,22 @@ simple(
     ],
     {"zero": ints(0), "six": ints(6), "ones": ints(1, 1)},
 )
+simple(
+    "filled_by_the_number_of_channels",
+    [
+        node("Flatten", "a", "f"),
+        node("Shape", "f", "sh"),
+        node("ConstantOfShape", "sh", "o", value=numpy_helper.from_array(np.ones(1, np.float32))),
+        node("ReduceSum", "o one", "s"),
+        node("Add", "f s", "b"),
+    ],
+    {"one": ints(1)},
+    {},
+    (("o", "reduces these channels to one"),),
+    reads=6,
+    size=(1, 1),
+    reader="Gemm",
+)
 simple("depth_to_space", [node("DepthToSpace", "a", "b", blocksize=2)], {}, {"first": 3}, channels=12, reads=3)  # fmt: skip
 simple("depth_to_space_columns_first", [node("DepthToSpace", "a", "b", blocksize=2, mode="CRD")], {}, {"first": 3},
        channels=12, reads=3)  # fmt: skip
@@ -135,16 +152,18 @@ simple("picked_by_index", [node("GatherND", "a i", "c", batch_dims=0), node("Uns
        {"i": ints(0, 2).reshape(1, 2), "ax": ints(0)}, {}, (("a", "picks positions"),))  # fmt: skip
 for name, middle, weights, opset in (
     ("GatherElements", [node("GatherElements", "a i", "b", axis=1)], {"i": np.zeros((1, 6, 8, 8), np.int64)}, 17),
-    ("Scatter", [node("Scatter", "a i u", "b", axis=0)], {"i": np.zeros((1, 6, 8, 8), np.int64), "u": values(1, 6, 8, 8)}, 9),
+    ("Scatter", [node("Scatter", "a i u", "b", axis=1)], {"i": np.zeros((1, 6, 8, 8), np.int64), "u": values(1, 6, 8, 8)}, 9),
     (
         "ScatterElements",
-        [node("ScatterElements", "a i u", "b", axis=0)],
+        [node("ScatterElements", "a i u", "b", axis=1)],
         {"i": np.zeros((1, 6, 8, 8), np.int64), "u": values(1, 6, 8, 8)},
         17,
     ),
-    ("ScatterND", [node("ScatterND", "a i u", "b")], {"i": np.zeros((1, 1), np.int64), "u": values(1, 6, 8, 8)}, 17),
+    ("ScatterND", [node("ScatterND", "a i u", "b")], {"i": np.zeros((1, 2), np.int64), "u": values(1, 8, 8)}, 17),
 ):
     simple(f"picked_by_{name}", middle, weights, {}, (("a", "picks positions"),), opset=opset)
+simple("scattered_elsewhere_by_stored_indices", [node("ScatterElements", "a i u", "b", axis=2)],
+       {"i": np.zeros((1, 6, 8, 8), np.int64), "u": values(1, 6, 8, 8)})  # fmt: skip
 simple(
     "gathered_elsewhere_by_stored_indices",
     [node("GatherElements", "a i", "b", axis=2)],
@@ -187,6 +206,33 @@ for picked_name, middle, found, pins in (
         pins,
         shape=("N", 3, 5),
     )  # fmt: skip
+MESSAGES = {
+    "w1": values(5, 7), "w2": values(7, 6), "w3": values(6, 4), "from": ints(0, 1, 2, 3, 1), "to": ints(3, 3, 0, 1, 2),
+    "ax": ints(1), "pairs": ints(0, 1, 2, 3, 1).reshape(5, 1), "ends": ints(3, 3, 0, 1, 2).reshape(5, 1),
+    "zeros": np.zeros((4, 7), np.float32),
+}  # fmt: skip
+NODES = [node("MatMul", "x w1", "h", name="one"), node("Shape", "h", "sh"), node("ConstantOfShape", "sh", "z")]
+SPREAD = [node("Gather", "h from", "m"), node("Unsqueeze", "to ax", "t"), node("Shape", "m", "ms"), node("Expand", "t ms", "i")]
+for sent_name, middle in (
+    ("elements", [*NODES, *SPREAD, node("ScatterElements", "z i m", "p", axis=0, reduction="add")]),
+    ("elements_to_stored_zeros", [*NODES, *SPREAD, node("ScatterElements", "zeros i m", "p", axis=0, reduction="add")]),
+    ("slices", [*NODES, node("GatherND", "h pairs", "m"), node("ScatterND", "z ends m", "p", reduction="add")]),
+):  # a graph network: the features of a node are summed up from those of its neighbours
+    CASES[f"scattered_{sent_name}"] = dense(
+        [*middle, node("MatMul", "p w2", "q", name="two"), node("Relu", "q", "r"), node("MatMul", "r w3", "y", name="three")],
+        MESSAGES,
+        {"one": 7, "two": 6},
+        shape=(4, 5),
+        opset=18,
+    )
+simple(
+    "scattered_into_what_carries_none",
+    [node("Mul", "x zero", "c"), node("ScatterND", "c i a", "b")],
+    {"zero": np.zeros((1, 1, 1, 1), np.float32), "i": ints(0).reshape(1, 1)},
+    {},
+    (("a", "which carries no channels"),),
+    channels=3,
+)
 simple(
     "reverse_sequence",
     [

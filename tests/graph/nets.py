@@ -316,7 +316,8 @@ def _silent(model: onnx.ModelProto, n: onnx.NodeProto, shapes: Mapping[str, tupl
         mask = np.ones(shapes[n.input[1]][1], np.float32)
         mask[list(entry.get("0" if turned else "1", []))] = 0
         return mask
-    inputs, output = _attribute(n, "equation", b"").decode().split("->")
+    inputs, arrow, output = _attribute(n, "equation", b"").decode().replace(" ", "").partition("->")
+    output = output.replace("...", "") if arrow else "".join(sorted(c for c in inputs if c.isalpha() and inputs.count(c) == 1))
     letters = inputs.split(",")[1]
     mask = np.ones([shapes[n.input[1]][letters.index(c)] if c in letters else 1 for c in output], np.float32)
     for axis, gone in entry.items():

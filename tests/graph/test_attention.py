@@ -166,3 +166,13 @@ def test_blocks_may_end_with_channels_last():
     graph, _ = prepare(model)
     assert graph.shapes["c"] == (1, 16, 6, 6)
     assert graph.shapes["y"] == (1, 6, 6, 5)
+
+
+def test_a_product_of_activations_alone_is_no_attention():
+    """What a graph network sums up over neighbours are features, no width of heads; behind a Softmax they are."""
+    for op, kind in (("Relu", "neuron"), ("Softmax", "head-width")):
+        nodes = [node("MatMul", "x w1", "h", name="one"), node(op, "near", "p"), node("MatMul", "p h", "s"),
+                 node("Relu", "s", "r"), node("MatMul", "r w2", "y", name="two")]  # fmt: skip
+        model = net(nodes, {"w1": values(5, 7), "w2": values(7, 4)}, {"x": ["N", 3, 5], "near": ["N", 3, 3]})
+        _, network, _ = pruned(model)
+        assert [(g.size, g.kind) for g in network.groups] == [(7, kind)]

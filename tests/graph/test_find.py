@@ -279,3 +279,21 @@ def test_costs_are_those_of_the_smaller_model():
     assert network.cost(kept) == find(small).cost()
     assert network.cost().parameters == sum(v.size for v in arrays(model).values())
     assert graph.shapes["y"] == small.shapes["y"]
+
+
+def test_weights_behind_what_is_not_known_are_told_of():
+    """They cannot be followed, and the reason says so: not that there were none."""
+    model = helper.make_model(
+        helper.make_graph(
+            [node("Mystery", "x", "u", domain="mine"), node("MatMul", "u w1", "h"), node("MatMul", "h w2", "y")],
+            "net",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 5])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(values(5, 7), "w1"), numpy_helper.from_array(values(7, 4), "w2")],
+        ),
+        opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("mine", 1)],
+    )
+    network = find(prepare(model)[0])
+    assert not network.groups
+    assert {p.tensor: p.count for p in network.pins} == {"w1": 5, "w2": 7}
+    assert all("the shape of" in p.reason for p in network.pins)

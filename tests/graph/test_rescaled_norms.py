@@ -100,11 +100,24 @@ def test_rms_norm_equals_the_model_with_zeroed_channels():
 
 
 def test_lengths_need_no_mending():
-    for nodes in ([norm("LpNormalization", "t", axis=-1)], [norm("ReduceL2", "t", "l", axes=[-1]), node("Div", "t l", "n")]):
-        model = sandwich(nodes, {})
+    squares = [node("Mul", "t t", "q"), norm("ReduceSum", "q last", "s"), node("Sqrt", "s", "l"), node("Div", "t l", "n")]
+    for nodes in (
+        [norm("LpNormalization", "t", axis=-1)],
+        [norm("ReduceL2", "t", "l", axes=[-1]), node("Div", "t l", "n")],
+        squares,
+    ):
+        model = sandwich(nodes, {"last": np.array([-1])} if nodes is squares else {})
         _, made, twin = halved(model, KEEP)
         w1, w2 = values(4, WIDTH)[:, KEEP], values(WIDTH, 3, seed=1)[KEEP]
         check(model, made, twin, lambda x, w1=w1, w2=w2: (x @ w1) / np.linalg.norm(x @ w1, axis=-1, keepdims=True) @ w2)
+
+
+def test_a_mean_that_divides_counts_the_others_alone():
+    """The response normalisation of ConvNeXt V2: each channel's length over the mean of all lengths."""
+    model = sandwich([node("Abs", "t", "a"), norm("ReduceMean", "a", "l", axes=[-1]), node("Div", "t l", "n")], {})
+    _, made, twin = halved(model, KEEP)
+    w1, w2 = values(4, WIDTH)[:, KEEP], values(WIDTH, 3, seed=1)[KEEP]
+    check(model, made, twin, lambda x: (x @ w1) / np.abs(x @ w1).mean(-1, keepdims=True) @ w2)
 
 
 def test_what_is_not_mended_stays_pinned():

@@ -25,6 +25,7 @@ from tests.graph import (  # noqa: F401
     cases_recurrent,
     cases_sampling,
     cases_selection,
+    cases_tabular,
 )
 from tests.graph.cases import CASES
 from tests.graph.nets import check, conv_net, feeds, half, node, pruned, run

@@ -176,6 +176,10 @@ def test_a_weight_that_is_an_output_stays_whole(alias):
     assert np.array_equal(run(made.model, feeds(model, 1))[2], W["w"])
 
 
+# Known at run time alone.
+TRUE = [node("ReduceL1", "x", "size", keepdims=0), node("Cast", "size", "c", to=TensorProto.BOOL)]
+
+
 @pytest.mark.parametrize("alias", [False, True])
 def test_a_weight_read_inside_a_subgraph_stays_whole(alias):
     name = "w_" if alias else "w"
@@ -185,7 +189,7 @@ def test_a_weight_read_inside_a_subgraph_stays_whole(alias):
         return helper.make_graph([node(op, name, f"{label}_out")], label, [], [out])
 
     choice = helper.make_node("If", ["c"], ["z"], name="choice", then_branch=branch("t", "Relu"), else_branch=branch("e", "Neg"))
-    extra = [node("Identity", "w", "w_"), constant("c", np.array(True)), choice]
+    extra = [node("Identity", "w", "w_"), *TRUE, choice]
     model = with_output(two_towers(W2, "w b", "u", *extra), "z", [6, 3, 1, 1])
     check_all(model)
     assert np.array_equal(run(pruned(model)[2].model, feeds(model, 1))[2], np.maximum(W["w"], 0))
@@ -197,7 +201,8 @@ def test_a_tensor_read_inside_a_subgraph_is_pinned():
     choice = helper.make_node("If", ["c"], ["z"], name="choice", then_branch=body[0], else_branch=body[1])
     model = two_towers(W2, "w b", "u")
     model.graph.node.insert(2, choice)
-    model.graph.node.insert(0, constant("c", np.array(True)))
+    for made in reversed(TRUE):
+        model.graph.node.insert(0, made)
     with_output(model, "z", ["N", 6, 4, 4])
     _, network, _ = pruned(model)
     assert [g.name for g in network.groups] == ["right"]
@@ -209,7 +214,7 @@ def test_a_sizes_constant_read_inside_a_subgraph_stays_whole():
     out = helper.make_tensor_value_info("t_out", TensorProto.INT64, None)
     body = [helper.make_graph([node(op, "to", "t_out")], "t", [], [out]) for op in ("Abs", "Neg")]
     choice = helper.make_node("If", ["c"], ["z"], then_branch=body[0], else_branch=body[1])
-    nodes = [constant("c", np.array(True)), choice, node("Conv", "x w", "a", name="first"), node("Reshape", "a to", "f")]
+    nodes = [*TRUE, choice, node("Conv", "x w", "a", name="first"), node("Reshape", "a to", "f")]
     nodes.append(node("Gemm", "f v", "y", name="last", transB=1))
     weights = {"w": W["w"], "to": np.array([-1, 96]), "v": values(4, 96)}
     model = net(nodes, weights, {"x": ["N", 3, 4, 4]})

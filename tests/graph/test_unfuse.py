@@ -90,6 +90,21 @@ CASES = {
         {},
         {"first": 6},
     ),
+    "gemm_of_a_transposed_input": (
+        lambda: net(
+            [
+                node("Gemm", "x w1 b1", "a", name="first", alpha=0.5),
+                node("Transpose", "a", "t", perm=[1, 0]),
+                node("Gemm", "t w2 b2", "b", name="second", transA=1, transB=1, beta=0.5),
+                node("Gemm", "b w3", "y", name="last"),
+            ],
+            {"w1": values(8, 6), "b1": values(6), "w2": values(5, 6), "b2": values(5), "w3": values(5, 4)},
+            {"x": ["N", 8]},
+            imports=MS,
+        ),
+        {},
+        {"first": 6, "second": 5},
+    ),
     "bias_gelu": (lambda: around([ms("BiasGelu", "a bi", "b")], NORM), {"Gelu"}, {"first": 6}),
     "fast_gelu": (lambda: around([ms("FastGelu", "a bi", "b")], NORM), {"FastGelu"}, {"first": 6}),
     "silu": (lambda: around([ms("QuickGelu", "a", "b", alpha=1.0)], {}), {}, {"first": 6}),

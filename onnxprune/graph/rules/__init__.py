@@ -16,6 +16,7 @@ from onnxprune.graph.rules import (
     sampling,
     selection,
     shaping,
+    tabular,
 )
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "sampling",
     "selection",
     "shaping",
+    "tabular",
 ]

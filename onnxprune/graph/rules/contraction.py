@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from math import prod
+from string import ascii_letters
 from typing import Literal
 
 import numpy as np
 
+from onnxprune.graph import scores
 from onnxprune.graph.facts import FLOATS
 from onnxprune.graph.labels import Flow, Resizer, layer_geometry, rule
 from onnxprune.network import Geometry, Ints, Layer, Norm
@@ -175,9 +177,22 @@ def _not_constant(flow: Flow, index: int) -> None:
         flow.pin_all(name, f"the weights of {flow.graph.label(index)!r} are computed at run time")
 
 
-@rule("Gemm", note="constant B; constant or no C")
+@rule("Gemm", note="constant B; of two activations as MatMul")
 def gemm(flow: Flow, index: int) -> None:
-    multiply_add(flow, index)
+    graph = flow.graph
+    a, b = graph.nodes[index].input[:2]
+    if b in graph.constants and a not in graph.constants:
+        multiply_add(flow, index)
+        return
+    first = "km" if graph.attribute(index, "transA", 0) else "mk"
+    contract(flow, index, [first, "nk" if graph.attribute(index, "transB", 0) else "kn"], "mn")
+    labels = flow.labels(graph.nodes[index].output[0])
+    for axis, made in labels.items():
+        _gemm_bias(flow, index, 2, made, axis)
+    c = graph.input(index, 2)
+    for axis, own in flow.labels(c).items():
+        if axis + 2 - len(graph.shapes[c]) not in labels:
+            flow.pin(own, c, f"added to what {graph.label(index)!r} multiplies, which carries no channels")
 
 
 def multiply_add(flow: Flow, index: int, weight: int = 1, bias: int = 2) -> Ints | None:
@@ -209,18 +224,20 @@ def multiply_add(flow: Flow, index: int, weight: int = 1, bias: int = 2) -> Ints
     return made
 
 
-def _gemm_bias(flow: Flow, index: int, position: int, made: Ints) -> None:
+def _gemm_bias(flow: Flow, index: int, position: int, made: Ints, axis: int = 1) -> None:
+    """C is added to the product, with axis `axis` of which it has the labels `made` in common."""
     graph = flow.graph
     name = graph.input(index, position)
     if not name:
         return
     shape = graph.shapes[name]
-    wide = bool(shape) and shape[-1] == len(made) and len(made) > 1
+    at = axis - 2 + len(shape)
+    wide = at >= 0 and shape[at] == len(made) and len(made) > 1
     if name in graph.constants:
         if wide:
-            flow.parameter(index, position, len(shape) - 1, "follows", made)
+            flow.parameter(index, position, at, "follows", made)
         return
-    own = flow.labels(name).get(len(shape) - 1)
+    own = flow.labels(name).get(at)
     if wide and own is not None:
         flow.tie(made, own)
     elif wide:
@@ -276,31 +293,51 @@ def dense(
     return made
 
 
-@rule("Einsum", note="explicit equations, each letter at most once per operand; ellipsis: pinned")
+@rule("Einsum", note="as MatMul; a letter twice in one operand: pinned")
 def einsum(flow: Flow, index: int) -> None:
-    node = flow.graph.nodes[index]
-    equation = str(flow.graph.attribute(index, "equation", "")).replace(" ", "")
-    inputs, _, output = equation.partition("->")
-    operands = inputs.split(",")
-    if "->" not in equation or "." in equation or any(len(set(o)) < len(o) for o in operands):
-        for name in node.input:
-            flow.pin_all(name, f"the equation {equation!r} of {flow.graph.label(index)!r} is not followed")
+    operands, output = _letters(flow, index)
+    if any(len(set(own)) < len(own) for own in operands):
+        equation = flow.graph.attribute(index, "equation", "")
+        flow.hold(index, f"the equation {equation!r} of {flow.graph.label(index)!r} is not followed")
         return
     contract(flow, index, operands, output)
+
+
+def _letters(flow: Flow, index: int) -> tuple[list[str], str]:
+    """An Einsum's equation with a letter for every axis: three dots are spelled out, an output that is left out is stated."""
+    graph = flow.graph
+    inputs, arrow, output = str(graph.attribute(index, "equation", "")).replace(" ", "").partition("->")
+    operands = inputs.split(",")
+    ranks = [len(graph.shapes[name]) for name in graph.nodes[index].input]
+    free = [letter for letter in ascii_letters if letter not in inputs]
+    dots = [rank - len(own) + 3 if "..." in own else 0 for own, rank in zip(operands, ranks, strict=True)]
+    most = max(dots, default=0)
+    if not arrow:
+        output = "..." + "".join(sorted(own for own in set(inputs) if own.isalpha() and inputs.count(own) == 1))
+    operands = [own.replace("...", "".join(free[most - n : most])) for own, n in zip(operands, dots, strict=True)]
+    return operands, output.replace("...", "".join(free[:most]))
 
 
 def contract(flow: Flow, index: int, operands: list[str], output: str) -> None:
     """A product of tensors, summed over the letters that the output lacks. Each letter is one axis of those that name it."""
     found: dict[int, Ints] = {}
+    widths: list[Ints] = []
     for letter in dict.fromkeys("".join(operands)):
-        labels = _letter(flow, index, operands, letter, letter in output)
+        labels = _letter(flow, index, operands, letter, letter in output, widths)
         if labels is not None and letter in output:
             found[output.index(letter)] = labels
+    heads = any(sum(output[axis] in own for own in operands) > 1 for axis in found)
+    if widths and (heads or scores.attends(flow.graph, index)):
+        for labels in widths:
+            flow.mark(labels, "head-width")
     flow.give(flow.graph.nodes[index].output[0], found)
 
 
-def _letter(flow: Flow, index: int, operands: list[str], letter: str, stays: bool) -> Ints | None:
-    """The labels of one axis: activations that span it are tied, constants follow, make or read it."""
+def _letter(flow: Flow, index: int, operands: list[str], letter: str, stays: bool, widths: list[Ints]) -> Ints | None:
+    """The labels of one axis: activations that span it are tied, constants follow, make or read it.
+
+    widths: collects labels that are the width of heads where the product is attention.
+    """
     graph = flow.graph
     node = graph.nodes[index]
     spans = [(p, node.input[p], o.index(letter)) for p, o in enumerate(operands) if letter in o]
@@ -324,11 +361,14 @@ def _letter(flow: Flow, index: int, operands: list[str], letter: str, stays: boo
     for position, axis in stored:
         flow.parameter(index, position, axis, "reads" if not stays else "follows" if moving else "makes", labels)
     if len(moving) > 1:
-        flow.mark(labels, "head" if stays else "head-width")
+        if stays:
+            flow.mark(labels, "head")
+        else:
+            widths.append(labels)
         if not stays and not stored:
             _summed(flow, index, spans, labels)
     elif stays and moving and not stored and len(operands) > 1:
-        flow.mark(labels, "head-width")
+        widths.append(labels)
     return labels
 
 

@@ -20,8 +20,12 @@ def _resize_filled(edit: Resizer, index: int) -> None:
 def filled(flow: Flow, index: int) -> None:
     graph = flow.graph
     output = graph.nodes[index].output[0]
-    axes = range(len(graph.shapes[output]))
-    flow.give(output, {a: found for a in axes if (found := _same(flow, index, 0, a, graph.shapes[output][a])) is not None})
+    found = {}
+    for axis, length in enumerate(graph.shapes[output]):
+        labels = _same(flow, index, 0, axis, length)
+        if labels is not None:
+            found[axis] = labels
+    flow.give(output, found)
 
 
 @rule("Range", note="carries no channels")
@@ -30,7 +34,10 @@ def counted(flow: Flow, index: int) -> None:
 
 
 def _same(flow: Flow, index: int, position: int, entry: int, length: int) -> Ints | None:
-    """Labels of an axis along which all positions are alike, if its length is stored and can be stated anew."""
+    """Labels of an axis along which all positions are alike: those that its length counts, new ones where it is stored."""
+    counted = sizes.counted(flow, flow.graph.input(index, position), entry)
+    if counted is not None and len(counted) == length:
+        return counted
     return flow.fresh(length) if length > 1 and sizes.place(flow.graph, index, position, entry) is not None else None
 
 
@@ -58,11 +65,11 @@ def expand(flow: Flow, index: int) -> None:
     found = {a + grown: own for a, own in labels.items() if before[a] == after[a + grown]}
     for axis in [a for a in labels if before[a] != after[a + grown]]:
         flow.pin(labels[axis], node.input[0], f"{graph.label(index)!r} repeats this one channel")
-    sizes.settle(flow, index, 1, {e + shift: e for e in range(len(target)) if target[e] > 1}, found)
-    for axis in range(len(after)):
-        if axis not in found and (axis < grown or before[axis - grown] == 1) and axis >= shift:
+    for axis in range(shift, len(after)):
+        if axis not in found and (axis < grown or before[axis - grown] == 1):
             same = _same(flow, index, 1, axis - shift, after[axis])
             found |= {} if same is None else {axis: same}
+    sizes.settle(flow, index, 1, {e + shift: e for e in range(len(target)) if target[e] > 1}, found)
     flow.give(node.output[0], found)
 
 

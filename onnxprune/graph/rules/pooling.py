@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from onnxprune.graph import norms, sizes
+from onnxprune.graph.facts import FLOATS
 from onnxprune.graph.labels import Flow, Resizer, rule
+from onnxprune.graph.structure import Graph
+from onnxprune.network import Norm
 
 POOLS = ("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool")
 REDUCTIONS = (
@@ -26,7 +29,12 @@ def pool(flow: Flow, index: int) -> None:
     flow.give(node.output[0], labels)
 
 
-@rule(*REDUCTIONS, "ArgMax", "ArgMin", note="pinned along the axes it reduces; in a norm spelled out: as LayerNormalization")
+@rule(
+    *REDUCTIONS,
+    "ArgMax",
+    "ArgMin",
+    note="pinned along the axes it reduces; a sum of products: as MatMul; in a norm spelled out: as LayerNormalization",
+)
 def reduce(flow: Flow, index: int) -> None:
     graph = flow.graph
     node = graph.nodes[index]
@@ -38,6 +46,9 @@ def reduce(flow: Flow, index: int) -> None:
     found = {}
     if part is not None:
         norms.take(flow, over, part[0], mends=part[1])
+    elif len(over) == 1 and _sums_products(graph, index):
+        flow.summed += over
+        flow.sums.append(Norm(index, (0,), tuple(a for a in labels if gone is None or a in gone), "zero"))
     else:
         for values in over:
             flow.pin(values, node.input[0], f"{graph.label(index)!r} reduces these channels to one ({node.op_type})")
@@ -45,6 +56,15 @@ def reduce(flow: Flow, index: int) -> None:
         if gone is not None and axis not in gone:
             found[axis if keepdims else axis - sum(g < axis for g in gone)] = values
     flow.give(node.output[0], found)
+
+
+def _sums_products(graph: Graph, index: int) -> bool:
+    """Whether it is a product of two tensors that is summed up: a channel that is gone counts as zero there, as in a MatMul."""
+    node = graph.nodes[index]
+    producer = graph.producer.get(node.input[0])
+    if node.op_type != "ReduceSum" or producer is None or graph.types.get(node.input[0]) not in FLOATS:
+        return False
+    return graph.nodes[producer].op_type == "Mul" and len(set(graph.nodes[producer].input)) == 2
 
 
 def _resize_sizes(edit: Resizer, index: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -213,11 +214,68 @@ def gather_elements(flow: Flow, index: int) -> None:
     flow.give(node.output[0], found)
 
 
-@rule("GatherND", "Scatter", "ScatterElements", "ScatterND", note="pinned: positions are picked at run time")
-def picked(flow: Flow, index: int) -> None:
+@rule("ScatterElements", "Scatter", note="as GatherElements; data, indices and updates are tied")
+def scatter_elements(flow: Flow, index: int) -> None:
+    """Updates go to where the indices say, along one axis; along all others what lies at i itself is changed."""
+    graph, node = flow.graph, flow.graph.nodes[index]
+    rank = len(graph.shapes[node.input[0]])
+    along = graph.attribute(index, "axis", 0) % rank
+    _picked(flow, index, {0: {along}, 1: {along}, 2: {along}})
+    others = [axis for axis in range(rank) if axis != along]
+    flow.give(node.output[0], _across(flow, index, {axis: ((0, axis), (1, axis), (2, axis)) for axis in others}))
+
+
+@rule("ScatterND", note="along axes that the indices do not count; data and updates are tied")
+def scatter_nd(flow: Flow, index: int) -> None:
+    """Index tuples count the first axes of the data; whole slices along the others are changed."""
+    graph, node = flow.graph, flow.graph.nodes[index]
+    data, indices = (graph.shapes[name] for name in node.input[:2])
+    counted, listed = indices[-1], len(indices) - 1
+    _picked(flow, index, {0: set(range(counted)), 1: set(range(listed + 1)), 2: set(range(listed))})
+    others = range(counted, len(data))
+    flow.give(node.output[0], _across(flow, index, {axis: ((0, axis), (2, axis - counted + listed)) for axis in others}))
+
+
+@rule("GatherND", note="along axes that the indices do not count")
+def gather_nd(flow: Flow, index: int) -> None:
+    graph, node = flow.graph, flow.graph.nodes[index]
+    indices = graph.shapes[node.input[1]]
+    listed, counted = len(indices) - 1, graph.attribute(index, "batch_dims", 0) + indices[-1]
+    _picked(flow, index, {0: set(range(counted)), 1: set(range(listed + 1))})
+    labels = flow.labels(node.input[0])
+    flow.give(node.output[0], {a - counted + listed: own for a, own in labels.items() if a >= counted})
+
+
+def _picked(flow: Flow, index: int, touched: Mapping[int, Container[int]]) -> None:
+    """Pin the channels of inputs along the axes in which positions are picked."""
     node = flow.graph.nodes[index]
-    for name in node.input:
-        flow.pin_all(name, f"{flow.graph.label(index)!r} picks positions by index ({node.op_type})")
+    for position, axes in touched.items():
+        for axis, labels in flow.labels(node.input[position]).items():
+            if axis in axes:
+                flow.pin(labels, node.input[position], f"{flow.graph.label(index)!r} picks positions by index ({node.op_type})")
+
+
+def _across(flow: Flow, index: int, spans: Mapping[int, Sequence[tuple[int, int]]]) -> dict[int, Ints]:
+    """Labels of output axes that several inputs (position, axis) span alike: activations are tied, constants follow."""
+    graph = flow.graph
+    found: dict[int, Ints] = {}
+    for axis, places in spans.items():
+        parts = [(p, graph.input(index, p), a) for p, a in places]
+        carried = [(name, own) for _, name, a in parts if (own := flow.labels(name).get(a)) is not None]
+        bare = [name for _, name, a in parts if a not in flow.labels(name) and name not in graph.constants]
+        alike = len({graph.shapes[name][a] for _, name, a in parts}) == 1
+        if bare or not alike:
+            other = f"{(bare or [parts[0][1]])[0]!r}, which carries no channels" if bare else "others of another length"
+            for name, own in carried:
+                flow.pin(own, name, f"{graph.label(index)!r} combines it with {other} ({graph.nodes[index].op_type})")
+        elif carried:
+            found[axis] = carried[0][1]
+            for _, own in carried[1:]:
+                flow.tie(found[axis], own)
+            for position, name, a in parts:
+                if name in graph.constants:
+                    flow.parameter(index, position, a, "follows", found[axis])
+    return found
 
 
 @rule("CumSum", "ReverseSequence", "Trilu", note="pinned along the axes they work on")

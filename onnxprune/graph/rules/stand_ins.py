@@ -20,6 +20,20 @@ def like(position: int = 0) -> StandIn:
     return lambda node, opset, shapes: [helper.make_node("Identity", [node.input[position]], node.output[:1])]
 
 
+def floats(node: onnx.NodeProto, opset: int, shapes: Shapes) -> Nodes:
+    """The shape of the first input, whatever numbers that holds."""
+    return [helper.make_node("Cast", node.input[:1], node.output[:1], to=onnx.TensorProto.FLOAT)]
+
+
+def columns(node: onnx.NodeProto, opset: int, shapes: Shapes) -> Nodes:
+    """The columns of all inputs side by side, as floats."""
+    cast = [f"{node.output[0]}/{i}" for i, _ in enumerate(node.input)]
+    nodes = [
+        helper.make_node("Cast", [name], [made], to=onnx.TensorProto.FLOAT) for name, made in zip(node.input, cast, strict=True)
+    ]
+    return [*nodes, helper.make_node("Concat", cast, node.output[:1], axis=1)]
+
+
 def standard(op: str, inputs: int, *attributes: str) -> StandIn:
     """A standard operator under another name; its first inputs and some of its attributes count."""
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from onnxprune import account
 from onnxprune.budget.allocate import Counts, by_ratio, by_target, resource
-from onnxprune.calibration.repair import LayerRepair, Repair, repairable
+from onnxprune.calibration.refittable import behind_channels
+from onnxprune.calibration.repair import LayerRepair, Repair
 from onnxprune.compensation.least_squares import least_squares, match_moments
 from onnxprune.contract import ChannelMethod, ChannelPlan
 from onnxprune.decide import bounds
@@ -209,7 +210,7 @@ class ChannelJob(Job):
         kind = self.request.repair_kind
         if kind == "none":
             return [], reweigh(made, self.graph, self.network, plans) if self.request.reweigh else {}
-        layers, left = repairable(self.graph, self.network, alive)
+        layers, left = behind_channels(self.graph, self.network, alive)
         worker = Repair(self.graph, self.network, made, alive, solver=SOLVERS[kind], device=self.device, seed=self.request.seed)
         return worker.run(
             layers, self.samples.calibration, self.batch(), self.progress, sequential=self.request.sequential is not False

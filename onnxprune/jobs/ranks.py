@@ -20,8 +20,9 @@ import onnx
 from onnxprune import account
 from onnxprune.budget.ranks import Ranks, Spectrum, by_target
 from onnxprune.calibration.fitting import fixed_batch
+from onnxprune.calibration.refittable import behind_weights
 from onnxprune.calibration.repair import LayerRepair, Repair
-from onnxprune.calibration.segments import Parts, reads
+from onnxprune.calibration.segments import Parts
 from onnxprune.compensation.least_squares import least_squares, match_moments
 from onnxprune.contract import RankMethod
 from onnxprune.decide import ranks as decide
@@ -30,10 +31,7 @@ from onnxprune.decide.weights import Site, Views, choose, sites
 from onnxprune.errors import NothingToPruneError, UsageError
 from onnxprune.figures import RankFigures
 from onnxprune.graph import find, prepare
-from onnxprune.graph.structure import Graph
 from onnxprune.jobs.job import Job, Outcome
-from onnxprune.jobs.weights import not_refitted
-from onnxprune.network import Layer, Network
 from onnxprune.request import WEIGHT_BUDGETS, Request
 from onnxprune.rewrite.cut import Cut
 from onnxprune.rewrite.factorise import Split, dense_twin, factorised, whole_twin
@@ -121,33 +119,15 @@ class RankJob(Job):
             return [], {}
         graph, _ = prepare(model, self.graph.inputs)
         network = find(graph)
-        layers, left = self._refittable(graph, network)
+        # The first of each two gives a tensor that the original does not know.
+        first = {index for index, node in enumerate(graph.nodes) if node.output[0] not in self.graph.producer}
+        layers, left = behind_weights(graph, network, first, fixed=first)
         teacher = Parts(graph, whole_twin(self.graph, model), self.graph.model)
         worker = Repair(
             graph, network, Cut(model, {}, {}), np.ones(network.channel_count, bool), solver=SOLVERS[kind], device=self.device,
             seed=self.request.seed, teacher=teacher,
         )  # fmt: skip
         return worker.run(layers, self.samples.calibration, self.batch(), self.progress, sequential=True), left
-
-    def _refittable(self, graph: Graph, network: Network) -> tuple[list[Layer], dict[str, str]]:
-        """The second of each two layers and what reads their outputs, in order; those left out with the reason."""
-        known = {layer.node: layer for layer in network.layers}
-        changed: set[str] = set()
-        found: list[Layer] = []
-        left: dict[str, str] = {}
-        for index, node in enumerate(graph.nodes):
-            first = node.output[0] not in self.graph.producer
-            if not first and changed.isdisjoint(reads(graph, index)):
-                continue
-            changed.update(o for o in node.output if o)
-            layer = known.get(index)
-            if first or layer is None:
-                continue
-            if why := not_refitted(layer):
-                left[layer.name] = why
-            else:
-                found.append(layer)
-        return found, left
 
     def _told(
         self, found: Sequence[Site], spectra: Sequence[Spectrum], ranks: Ranks, left: Mapping[str, str], difference: float

@@ -10,7 +10,7 @@ prove_zeros(...)                                   every weight that had to go i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 
 from onnxprune import account
+from onnxprune.calibration.refittable import behind_weights
 from onnxprune.calibration.repair import LayerRepair, Repair
 from onnxprune.calibration.segments import reads
 from onnxprune.compensation.least_squares import match_moments
@@ -31,16 +32,12 @@ from onnxprune.decide.evidence import check_weights
 from onnxprune.errors import UsageError
 from onnxprune.figures import Report
 from onnxprune.jobs.job import Job, Outcome
-from onnxprune.matrix import fan_in
-from onnxprune.network import Layer
 from onnxprune.rewrite.cut import Cut
 from onnxprune.rewrite.sparsify import Thinned, prove_zeros, sparsify
 from onnxprune.rewrite.store_sparse import same_function, store_sparse
 from onnxprune.sparsity import sparsity_figures, storage_figures, weight_figures
 
 SOLVERS = {"least-squares": masked_least_squares, "mean": match_moments}
-# A layer with more inputs is not refitted: the sums of products of its inputs would be gigabytes.
-WIDEST = 8192
 # Samples on which sparse storage is held against dense.
 PROOF_BATCH = 2
 
@@ -155,7 +152,7 @@ class WeightJob(Job):
         kind = self.request.repair_kind
         if kind == "none":
             return [], {}
-        layers, left = self._refittable(pruned)
+        layers, left = behind_weights(self.graph, self.network, self._altered(pruned))
         everything = np.ones(self.network.channel_count, bool)
         worker = Repair(
             self.graph, self.network, Cut(model, {}, {}), everything, solver=SOLVERS[kind], device=self.device,
@@ -166,28 +163,14 @@ class WeightJob(Job):
         )
         return done, left
 
-    def _refittable(self, pruned: set[str]) -> tuple[list[Layer], dict[str, str]]:
-        """Layers that lost weights or whose input changed by that, in order, and those left out with the reason."""
-        known = {layer.node: layer for layer in self.network.layers}
-        changed: set[str] = set()
-        found: list[Layer] = []
-        left: dict[str, str] = {}
-        for index, node in enumerate(self.graph.nodes):
-            names = reads(self.graph, index)
-            stored = {s.parameter for n in names if n in self.graph.constants and (s := self.graph.stored(n)) is not None}
-            if not stored & pruned and changed.isdisjoint(names):
-                continue
-            outputs = {o for o in node.output if o and o not in self.graph.constants}
-            changed |= outputs
-            layer = known.get(index)
-            if layer is None:
-                # What only turns a weight around is no layer: the one that reads it is refitted.
-                left |= {self.graph.label(index): f"{node.op_type} is not refitted"} if stored & pruned and outputs else {}
-            elif why := not_refitted(layer):
-                left[layer.name] = why
-            else:
-                found.append(layer)
-        return found, left
+    def _altered(self, pruned: Set[str]) -> set[int]:
+        """The nodes that read a weight that was pruned."""
+        return {
+            index
+            for index in range(len(self.graph.nodes))
+            for name in reads(self.graph, index)
+            if name in self.graph.constants and (stored := self.graph.stored(name)) is not None and stored.parameter in pruned
+        }
 
     def _told(
         self, model: onnx.ModelProto, found: Sequence[decide.Site], chosen: Sequence[decide.Site], left: Mapping[str, str],
@@ -209,12 +192,3 @@ class WeightJob(Job):
             ),
             "proof": {"summary": summary, "zeros": zeros},
         }
-
-
-def not_refitted(layer: Layer) -> str:
-    """Why a layer cannot be refitted; empty where it can."""
-    if layer.shared:
-        return "its weights are shared with another layer"
-    if layer.quantised:
-        return "its weights are quantised"
-    return f"it has more than {WIDEST:,} inputs" if fan_in(layer) > WIDEST else ""

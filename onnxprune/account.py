@@ -24,8 +24,9 @@ from onnxprune.graph.load import ModelFile
 from onnxprune.graph.structure import Graph
 from onnxprune.network import Network
 
-# A channel ratio that differs by more than this from the one asked for is worth a warning.
-FAR = 0.05
+# A share that differs by more than this from the one asked for is worth a warning, and less of a difference where what stays is
+# by this part of it more than was to stay; but none that the warning would not show.
+FAR, MORE, SHOWN = 0.05, 0.2, 0.001
 
 
 def model_figures(file: ModelFile | None, graph: Graph, network: Network) -> ModelFigures:
@@ -100,13 +101,23 @@ def alignment_figures(align: str | int, options: Sequence[Choices], counts: Coun
     }
 
 
-def shortfall(alignment: Mapping[str, Any]) -> list[str]:
-    """A warning where blocks and floors kept the result far from the ratio asked for."""
-    asked, got = alignment["channel_ratio_asked"], alignment["channel_ratio"]
-    if asked is None or abs(asked - got) <= FAR:
+def missed(asked: float | None, got: float, what: str, why: str, remedy: str) -> list[str]:
+    """A warning where limits kept the share that goes visibly below what was asked for (None: no share was)."""
+    if asked is None or asked - got <= max(min(FAR, MORE * (1 - asked)), SHOWN):
         return []
-    why = "every group keeps a tenth of its channels and whole blocks of them" if got < asked else "only whole blocks can go"
-    return [f"{100 * asked:.0f} % of the channels were asked for, {100 * got:.0f} % could go: {why}"]
+    return [f"{100 * asked:.3g} % of the {what} were asked for, {100 * got:.3g} % could go: {why}; {remedy}"]
+
+
+def missed_channels(alignment: Mapping[str, Any]) -> list[str]:
+    """The same for channels, and where blocks make more go than was asked for."""
+    asked, got = alignment["channel_ratio_asked"], alignment["channel_ratio"]
+    blocks = alignment["groups_by_block"].keys() != {"1"}
+    if asked is not None and got - asked > FAR:
+        remedy = "; a smaller --align comes nearer" if blocks else ""
+        return [f"{100 * asked:.3g} % of the channels were asked for, {100 * got:.3g} % went: only whole blocks can go{remedy}"]
+    why = "every group keeps a tenth of its channels" + (" and whole blocks of them" if blocks else "")
+    remedy = "a smaller --align may let more go" if blocks else "prune the result again for more"
+    return missed(asked, got, "channels", why, remedy)
 
 
 def _multiples(blocks: Mapping[int, int]) -> str:

@@ -74,7 +74,7 @@ class ChannelJob(Job):
         if self._tells_bounds:
             with self.clock.stage("bounds"):
                 told["bounds"] = self._bounds(decisions, plans, asked)
-        return Outcome(made.model, done, left, told, account.shortfall(told["alignment"]))
+        return Outcome(made.model, done, left, told, account.missed_channels(told["alignment"]))
 
     def options(self) -> dict[str, Any]:
         request = self.request

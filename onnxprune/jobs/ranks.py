@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 
 from onnxprune import account
-from onnxprune.budget.ranks import Ranks, Spectrum, by_target
+from onnxprune.budget.ranks import Ranks, Spectrum, by_target, share_gone
 from onnxprune.calibration.fitting import fixed_batch
 from onnxprune.calibration.refittable import behind_weights
 from onnxprune.calibration.repair import LayerRepair, Repair
@@ -92,7 +92,9 @@ class RankJob(Job):
             del twin
         with self.clock.stage("repair"):
             done, unfit = self._repair(model)
-        return Outcome(model, done, unfit, self._told(found, spectra, ranks, left, difference))
+        why, remedy = "every layer keeps rank 1", "ask for less, or use a -channel method, which takes whole outputs"
+        warnings = account.missed(request.ratio, share_gone(spectra, ranks), "eligible weights", why, remedy)
+        return Outcome(model, done, unfit, self._told(found, spectra, ranks, left, difference), warnings)
 
     def options(self) -> dict[str, Any]:
         return {"keep_ends": self.request.keep_ends}

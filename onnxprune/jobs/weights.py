@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 
 from onnxprune import account
+from onnxprune.budget.weights import FLOOR
 from onnxprune.calibration.refittable import behind_weights
 from onnxprune.calibration.repair import LayerRepair, Repair
 from onnxprune.calibration.segments import reads
@@ -30,7 +31,7 @@ from onnxprune.decide import labels as guarantee
 from onnxprune.decide import weights as decide
 from onnxprune.decide.evidence import check_weights
 from onnxprune.errors import UsageError
-from onnxprune.figures import Report
+from onnxprune.figures import Report, WeightFigures
 from onnxprune.jobs.job import Job, Outcome
 from onnxprune.rewrite.cut import Cut
 from onnxprune.rewrite.sparsify import Thinned, prove_zeros, sparsify
@@ -78,7 +79,7 @@ class WeightJob(Job):
         told = self._told(model, found, chosen, left, zeros)
         with self.clock.stage("bounds"):
             told["bounds"] = dict(self.method.bounds(decided.facts, self.samples.calibration.count) if decided.facts else {})
-            warnings = told["bounds"].pop("warnings", ())
+            warnings = [*self._missed(told["weights"]), *told["bounds"].pop("warnings", ())]
             if self._tells_bounds:
                 told["bounds"] = bounds.joined(told["bounds"], self._bounds(chosen, decided, asked))
         return Outcome(model, done, not_refitted, told, warnings)
@@ -96,6 +97,16 @@ class WeightJob(Job):
             self.method, views, chosen, request.budget, request.share_removed, request.pattern, request.seed,
             bounds=self._tells_bounds,
         )  # fmt: skip
+
+    def _missed(self, rows: Sequence[WeightFigures]) -> list[str]:
+        """Where floors kept more weights than was asked for."""
+        if self.request.error_first:
+            return []
+        chosen = [row for row in rows if row["reason"] is None]
+        got = sum(row["zeros"] for row in chosen) / max(sum(row["weights"] for row in chosen), 1)
+        why = f"every layer keeps {100 * FLOOR:g} % of its weights, or one, where layers compete"
+        remedy = "ask for less, or let each lose the same share: --budget uniform"
+        return account.missed(self.request.share_removed, got, "weights", why, remedy)
 
     def _one(self, chosen: Sequence[decide.Site]) -> decide.Site:
         """The matrix whose error is to leave labels alone: the one that was named, else the last layer's."""

@@ -27,6 +27,8 @@ from onnxprune.network import Network
 # A share that differs by more than this from the one asked for is worth a warning, and less of a difference where what stays is
 # by this part of it more than was to stay; but none that the warning would not show.
 FAR, MORE, SHOWN = 0.05, 0.2, 0.001
+# What a proof says where weights hold no numbers.
+REPLACED = "; numbers stood for NaN and infinity in both"
 
 
 def model_figures(file: ModelFile | None, graph: Graph, network: Network) -> ModelFigures:
@@ -120,6 +122,18 @@ def missed_channels(alignment: Mapping[str, Any]) -> list[str]:
     return missed(asked, got, "channels", why, remedy)
 
 
+def left_broken(broken: Mapping[str, str]) -> list[str]:
+    """A warning for weights without numbers that nobody asked to prune, each with its layer."""
+    if not broken:
+        return []
+    named = ", ".join(f"{name!r} of layer {layer!r}" for name, layer in list(broken.items())[:3])
+    more = f" and {_many(len(broken) - 3, 'other')}" if len(broken) > 3 else ""
+    return [
+        f"NaN or infinity in the weights {named}{more}, which stay as they are: outputs behind them may be no numbers, and "
+        "layers behind them are not refitted; train or export the model again"
+    ]
+
+
 def _multiples(blocks: Mapping[int, int]) -> str:
     listed = [f"{block} ({groups})" for block, groups in blocks.items() if block > 1]
     if listed:
@@ -154,12 +168,15 @@ def _left_out(left: Mapping[str, str]) -> str:
     return f"{_many(len(left), 'layer')} left out ({'; '.join(reasons[:2])}{', ...' if len(reasons) > 2 else ''})"
 
 
-def proof_figures(difference: float, samples: Samples, size: int, *, through_norms: bool = False) -> dict[str, object]:
+def proof_figures(
+    difference: float, samples: Samples, size: int, *, through_norms: bool = False, broken: bool = False
+) -> dict[str, object]:
     """The largest relative difference to the masked twin on `size` samples, or on as many as the model takes at a time."""
     silent = "set to zero, in a LayerNorm or GroupNorm to the mean of the others" if through_norms else "set to zero"
     count = fixed_batch(samples.calibration.inputs) or min(size, samples.calibration.count)
     equal = "exactly" if difference == 0 else f"to {difference:.0e}"
     summary = f"before repair it equals its masked twin (those channels {silent}) {equal} on {_many(count, 'sample')}"
+    summary += REPLACED if broken else ""
     return {"summary": summary, "max_relative_difference": difference, "samples": count}
 
 

@@ -14,15 +14,18 @@ WIDEST = 8192
 Chosen = tuple[list[Layer], dict[str, str]]
 
 
-def behind_channels(graph: Graph, network: Network, alive: Bools) -> Chosen:
-    """Layers that read fewer channels or other values than the original's, in order, and those left out."""
+def behind_channels(graph: Graph, network: Network, alive: Bools, broken: Set[str] = frozenset()) -> Chosen:
+    """Layers that read fewer channels or other values than the original's, in order, and those left out.
+
+    broken   weights that hold no numbers: nothing can be fitted to what they give
+    """
     touched = {s.node for s in network.slots if not alive[s.channels].all()}
-    changed = _changed(graph, touched)
+    changed, spoilt = _changed(graph, touched), _changed(graph, reading(graph, broken))
     found, left = [], {}
     for layer in network.layers:
         if layer.input not in changed:
             continue
-        if why := _never(layer):
+        if why := _never(layer, spoilt):
             left[layer.name] = why
         else:
             found.append(layer)
@@ -33,12 +36,15 @@ def behind_channels(graph: Graph, network: Network, alive: Bools) -> Chosen:
     return found, left
 
 
-def behind_weights(graph: Graph, network: Network, altered: Set[int], fixed: Set[int] = frozenset()) -> Chosen:
+def behind_weights(
+    graph: Graph, network: Network, altered: Set[int], broken: Set[int] = frozenset(), *, fixed: Set[int] = frozenset()
+) -> Chosen:
     """Layers with other weights (`altered`: numbers of nodes) or that read what these give, in order, and those left out.
 
+    broken  nodes with weights that hold no numbers: nothing can be fitted to what they give
     fixed   of the altered nodes those that keep their new weights
     """
-    changed = _changed(graph, altered)
+    changed, spoilt = _changed(graph, altered), _changed(graph, broken)
     known = {layer.node: layer for layer in network.layers}
     found: list[Layer] = []
     left: dict[str, str] = {}
@@ -50,11 +56,21 @@ def behind_weights(graph: Graph, network: Network, altered: Set[int], fixed: Set
             # What only turns a weight around is no layer: the one that reads it is refitted.
             if index in altered and any(o and o not in graph.constants for o in node.output):
                 left[graph.label(index)] = f"{node.op_type} is not refitted"
-        elif why := _never(layer) or _too_wide(layer):
+        elif why := _never(layer, spoilt) or _too_wide(layer):
             left[layer.name] = why
         else:
             found.append(layer)
     return found, left
+
+
+def reading(graph: Graph, parameters: Set[str]) -> set[int]:
+    """The nodes that read one of these stored parameters, as it is or turned around."""
+    return {
+        index
+        for index in range(len(graph.nodes) if parameters else 0)
+        for name in reads(graph, index)
+        if name in graph.constants and (stored := graph.stored(name)) is not None and stored.parameter in parameters
+    }
 
 
 def _changed(graph: Graph, altered: Set[int]) -> set[str]:
@@ -66,8 +82,10 @@ def _changed(graph: Graph, altered: Set[int]) -> set[str]:
     return changed
 
 
-def _never(layer: Layer) -> str:
-    """Why a layer cannot be refitted; empty where it can."""
+def _never(layer: Layer, spoilt: Set[str]) -> str:
+    """Why a layer cannot be refitted; empty where it can. spoilt: tensors that may hold no numbers."""
+    if layer.output in spoilt or (layer.residual is not None and layer.residual.other in spoilt):
+        return "weights before it or its own hold NaN or infinity"
     if layer.shared:
         return "its weights are shared with another layer"
     return "its weights are quantised" if layer.quantised else ""

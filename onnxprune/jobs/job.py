@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -20,6 +20,7 @@ from onnxprune.calibration.samples import Samples
 from onnxprune.contract import Method
 from onnxprune.decide import labels as guarantee
 from onnxprune.decide.bounds import refuse_unbounded
+from onnxprune.decide.evidence import check_weights
 from onnxprune.devices import Device
 from onnxprune.errors import UsageError
 from onnxprune.figures import SCHEMA, LatencyFigures, Report
@@ -40,6 +41,8 @@ from onnxprune.version import __version__
 Progress = Callable[[str, float], None]
 # Bytes of the largest activation of one batch, and the fewest samples of a batch whatever their size.
 BATCH_BYTES, FEWEST_AT_ONCE = 1 << 20, 4
+# Samples on which a rewrite is held against what it must equal.
+PROOF_BATCH = 2
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,8 @@ class Job(ABC):
     device: Device
     progress: Progress
     clock: Clock
+    # Weights that hold no numbers, each with the layer that reads it: nothing is done to them.
+    broken: dict[str, str] = field(default_factory=dict, init=False)
 
     @abstractmethod
     def make(self) -> Outcome:
@@ -131,6 +136,11 @@ class Job(ABC):
         """Raises UsageError where an error is asked for of a method that has no bound."""
         if self.request.error_first and not getattr(self.method, "bounded", False):
             raise refuse_unbounded(self.method.name, known())
+
+    def check_weights(self, touched: Set[str]) -> None:
+        """Raises ModelError where weights that are to be pruned hold no numbers; others are remembered, and told."""
+        few = self.samples.few(PROOF_BATCH)
+        self.broken = check_weights(self.graph, self.network, touched, few, self.device)
 
     def required(self, layer: Layer, *, additive: bool) -> guarantee.Required:
         """The error of one layer with which the wanted share of labels stays."""
@@ -187,7 +197,8 @@ class Job(ABC):
         mode = "none" if request.repair_kind == "none" else "sequential" if request.sequential is not False else "parallel"
         figures = account.model_figures(None, pruned, find(pruned))
         figures["bytes"] = made.model.ByteSize()
-        notes = [*self.file.notes, *self.samples.warnings, *([self.device.note] if self.device.note else []), *warnings]
+        notes = [*self.file.notes, *self.samples.warnings, *([self.device.note] if self.device.note else [])]
+        notes += [*account.left_broken(self.broken), *warnings]
         report = Report(
             schema=SCHEMA,
             tool={"name": "onnxprune", "version": __version__},

@@ -10,7 +10,7 @@ prove_zeros(...)                                   every weight that had to go i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -20,27 +20,23 @@ import onnx
 
 from onnxprune import account
 from onnxprune.budget.weights import FLOOR
-from onnxprune.calibration.refittable import behind_weights
+from onnxprune.calibration.refittable import behind_weights, reading
 from onnxprune.calibration.repair import LayerRepair, Repair
-from onnxprune.calibration.segments import reads
 from onnxprune.compensation.least_squares import match_moments
 from onnxprune.compensation.masked import masked_least_squares
 from onnxprune.contract import WeightMethod
 from onnxprune.decide import bounds
 from onnxprune.decide import labels as guarantee
 from onnxprune.decide import weights as decide
-from onnxprune.decide.evidence import check_weights
 from onnxprune.errors import UsageError
 from onnxprune.figures import Report, WeightFigures
-from onnxprune.jobs.job import Job, Outcome
+from onnxprune.jobs.job import PROOF_BATCH, Job, Outcome
 from onnxprune.rewrite.cut import Cut
 from onnxprune.rewrite.sparsify import Thinned, prove_zeros, sparsify
 from onnxprune.rewrite.store_sparse import same_function, store_sparse
 from onnxprune.sparsity import sparsity_figures, storage_figures, weight_figures
 
 SOLVERS = {"least-squares": masked_least_squares, "mean": match_moments}
-# Samples on which sparse storage is held against dense.
-PROOF_BATCH = 2
 
 
 @dataclass
@@ -53,7 +49,6 @@ class WeightJob(Job):
 
     def make(self) -> Outcome:
         request = self.request
-        check_weights(self.graph, self.network)
         found, left = decide.sites(self.graph, self.network)
         chosen, left = decide.select(
             found, left, self.method, request.only, request.skip, keep_ends=request.keep_ends, pattern=request.pattern
@@ -61,6 +56,8 @@ class WeightJob(Job):
         asked = None
         if request.guarantee_labels is not None:
             chosen = [self._one(chosen)]
+        self.check_weights({site.name for site in chosen})
+        if request.guarantee_labels is not None:
             with self.clock.stage("labels"):
                 asked = self.required(chosen[0].layer, additive=False)
         with self.clock.stage("decide"):
@@ -163,7 +160,8 @@ class WeightJob(Job):
         kind = self.request.repair_kind
         if kind == "none":
             return [], {}
-        layers, left = behind_weights(self.graph, self.network, self._altered(pruned))
+        altered, broken = (reading(self.graph, names) for names in (pruned, self.broken.keys()))
+        layers, left = behind_weights(self.graph, self.network, altered, broken)
         everything = np.ones(self.network.channel_count, bool)
         worker = Repair(
             self.graph, self.network, Cut(model, {}, {}), everything, solver=SOLVERS[kind], device=self.device,
@@ -173,15 +171,6 @@ class WeightJob(Job):
             layers, self.samples.calibration, self.batch(), self.progress, sequential=self.request.sequential is not False
         )
         return done, left
-
-    def _altered(self, pruned: Set[str]) -> set[int]:
-        """The nodes that read a weight that was pruned."""
-        return {
-            index
-            for index in range(len(self.graph.nodes))
-            for name in reads(self.graph, index)
-            if name in self.graph.constants and (stored := self.graph.stored(name)) is not None and stored.parameter in pruned
-        }
 
     def _told(
         self, model: onnx.ModelProto, found: Sequence[decide.Site], chosen: Sequence[decide.Site], left: Mapping[str, str],

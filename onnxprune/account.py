@@ -87,12 +87,17 @@ def pin_figures(network: Network) -> list[PinFigures]:
     return [PinFigures(tensor=p.tensor, reason=p.reason, channels=p.count) for p in network.pins]
 
 
-def alignment_figures(align: str | int, options: Sequence[Choices], counts: Counts, asked: float | None) -> dict[str, object]:
-    """What alignment did: the block of each kind of group, and the share of channels asked for and removed."""
+def alignment_figures(
+    align: str | int, options: Sequence[Choices], counts: Counts, asked: float | None, *, error_first: bool = False
+) -> dict[str, object]:
+    """What alignment did: the block of each kind of group, and the share of channels asked for and removed.
+
+    error_first   nothing: an error decided, and as many channels stay as its bound needs
+    """
     total = sum(o.width * o.size for o in options)
     removed = sum(o.width * (o.size - counts[o.group]) for o in options)
     share = removed / max(total, 1)
-    blocks = dict(sorted(Counter(o.block for o in options).items(), reverse=True))
+    blocks = dict(sorted(Counter(1 if error_first else o.block for o in options).items(), reverse=True))
     wanted = f"{100 * asked:.1f} % asked, " if asked is not None else ""
     return {
         "summary": f"{_multiples(blocks)}: {wanted}{100 * share:.1f} % of the channels removed",

@@ -73,8 +73,13 @@ from onnxprune_cli.progress import progress_bar
     show_default=True,
     help="How the layers that lost inputs are refitted to sample inputs.",
 )
-@click.option("--sequential/--parallel", default=None, help="Repair layers one after the other, or apart.  [default: what fits]")
-@click.option("--reweigh/--no-reweigh", default=True, show_default=True, help="Reweigh the sampled channels, as the paper does.")
+@click.option("--sequential/--parallel", default=None, help="Refit layers one after the other, or apart.  [default: sequential]")
+@click.option(
+    "--reweigh/--no-reweigh",
+    default=True,
+    show_default=True,
+    help="With --repair none: reweigh the sampled channels, as the paper does.",
+)
 @click.option("--beta", type=click.FloatRange(min=0, min_open=True), help="Radius of the ball of inputs.  [default: from data]")
 @click.option(
     "--option", "method_options", type=read.assignment, metavar="NAME=VALUE", multiple=True, help="An option of the method."

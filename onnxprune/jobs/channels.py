@@ -89,7 +89,9 @@ class ChannelJob(Job):
             "removed": positions.removed,
             "removed_by_block": positions.removed_by_block,
             "reordered": positions.reordered,
-            "alignment": account.alignment_figures(self.request.align, choices, counts, self.request.ratio),
+            "alignment": account.alignment_figures(
+                self.request.align, choices, counts, self.request.ratio, error_first=self.request.error_first
+            ),
             "proof": account.proof_figures(
                 difference, self.samples, PROOF_BATCH, through_norms=bool(self.network.norms), broken=bool(self.broken)
             ),

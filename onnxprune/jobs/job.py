@@ -28,7 +28,7 @@ from onnxprune.graph import Graph, ModelFile, find, prepare
 from onnxprune.graph.recurrence import recurrent_layers
 from onnxprune.methods import known
 from onnxprune.network import Layer, Network
-from onnxprune.request import Request
+from onnxprune.request import Request, in_words
 from onnxprune.rewrite.finish import finish
 from onnxprune.rewrite.prove import check_valid
 from onnxprune.rewrite.save import check_target, save
@@ -127,10 +127,11 @@ class Job(ABC):
         """Raises UsageError where something was asked for that this kind of job knows nothing of: silence would be a promise."""
         for name, default in cls.foreign.items():
             if getattr(request, name) != default:
-                what = _asked(name, getattr(request, name))
+                what = in_words(name, getattr(request, name))
                 raise UsageError(
                     f"{what} has no meaning for method {request.method!r}", "leave it out, or see `onnxprune methods`"
                 )
+        request.check_together()
 
     def check_bound(self) -> None:
         """Raises UsageError where an error is asked for of a method that has no bound."""
@@ -250,12 +251,3 @@ class Job(ABC):
     def latency(self, model: onnx.ModelProto, seconds: float = 6.0) -> LatencyFigures:
         feeds = next(self.samples.test.batches(1))
         return time_models(self.graph.model, model, feeds, device=self.device, threads=self.request.threads, seconds=seconds)
-
-
-def _asked(name: str, value: Any) -> str:
-    """An option as a person would say it."""
-    said = name.replace("_", " ")
-    if isinstance(value, bool):
-        return said if value else {"sequential": "parallel"}.get(name, f"no {said}")
-    shown = value if not isinstance(value, tuple) else (":" if name == "pattern" else ", ").join(map(str, value))
-    return f"{said} ({shown})"

@@ -27,6 +27,8 @@ from onnxprune.network import Network
 # A share that differs by more than this from the one asked for is worth a warning, and less of a difference where what stays is
 # by this part of it more than was to stay; but none that the warning would not show.
 FAR, MORE, SHOWN = 0.05, 0.2, 0.001
+# A layer's error on a few samples is known to about a tenth.
+GROWN = 1.1
 # What a proof says where weights hold no numbers.
 REPLACED = "; numbers stood for NaN and infinity in both"
 
@@ -125,6 +127,18 @@ def missed_channels(alignment: Mapping[str, Any]) -> list[str]:
     why = "every group keeps a tenth of its channels" + (" and whole blocks of them" if blocks else "")
     remedy = "a smaller --align may let more go" if blocks else "prune the result again for more"
     return missed(asked, got, "channels", why, remedy)
+
+
+def grown(done: Sequence[LayerRepair]) -> list[str]:
+    """A warning where the repair took layers further from the original than they were without (mean and variance can)."""
+    worse = [layer for layer in done if layer.after > GROWN * layer.before]
+    if not worse:
+        return []
+    most = max(worse, key=lambda layer: layer.after / max(layer.before, 1e-30))
+    return [
+        f"the error of {len(worse)} of {_many(len(done), 'layer')} grew as mean and variance were matched, most of all in "
+        f"{most.layer!r} from {most.before:.2g} to {most.after:.2g}; compare with --repair least-squares and none"
+    ]
 
 
 def left_broken(broken: Mapping[str, str]) -> list[str]:

@@ -83,6 +83,17 @@ def test_every_repair_with_every_budget(repair, budget, sequential):
     assert bool(report["repair"]["layers"]) == (repair != "none")
 
 
+def test_matched_moments_that_bring_layers_no_nearer_are_told_of():
+    for ratio in (0.3, 0.9):
+        report = tiny(repair="mean", ratio=ratio, method="magnitude", data=images(300), samples=240).report
+        grew = [layer for layer in report["repair"]["layers"] if layer["error_after"] > 1.1 * layer["error_before"]]
+        told = [text for text in report["warnings"] if "mean and variance were matched" in text]
+        assert bool(grew) == bool(told) == (ratio == 0.9)
+    most = max(grew, key=lambda layer: layer["error_after"] / layer["error_before"])
+    assert f"the error of {len(grew)} of 4 layers grew" in told[0]
+    assert f"in '{most['layer']}' from {most['error_before']:.2g} to {most['error_after']:.2g}; compare with --repair" in told[0]
+
+
 @pytest.mark.parametrize("budget", ["auto", "uniform", "global"])
 @pytest.mark.parametrize(("kind", "key"), [("macs", "macs"), ("params", "parameters"), ("bytes", "parameters")])
 def test_a_target_is_met_and_not_exceeded(kind, key, budget):

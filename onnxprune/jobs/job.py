@@ -199,7 +199,7 @@ class Job(ABC):
         figures = account.model_figures(None, pruned, find(pruned))
         figures["bytes"] = made.model.ByteSize()
         notes = [*self.file.notes, *self.samples.warnings, *([self.device.note] if self.device.note else [])]
-        notes += [*account.left_broken(self.broken), *warnings]
+        notes += [*account.left_broken(self.broken), *account.grown(made.done), *warnings]
         report = Report(
             schema=SCHEMA,
             tool={"name": "onnxprune", "version": __version__},

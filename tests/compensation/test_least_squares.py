@@ -257,6 +257,20 @@ def test_mean_and_spread_are_those_of_the_targets(problem):
     torch.testing.assert_close(y.var(0)[inside], t.var(0)[inside], atol=1e-2, rtol=1e-2)
 
 
+def test_the_error_that_is_told_is_that_of_rows_it_was_not_matched_to(problem):
+    """And it may grow: here the spread of what is left is made up for what went, which has nothing to do with it."""
+    x, t, weight, bias = problem
+    noise = 20 * draw(4000, 5, seed=9)
+    fit, held = counted(x[:300], (t + noise)[:300]), counted(x[300:], (t + noise)[300:])
+    alone = match_moments(counted(x[:300], (t + noise)[:300]), Regression(), weight, bias, free_bias=True)
+    found = match_moments(fit, held, weight, bias, free_bias=True)
+    assert found.after == pytest.approx(mean_error(x[300:], (t + noise)[300:], alone.weight, alone.bias), rel=1e-3)
+    assert found.before == pytest.approx(mean_error(x[300:], (t + noise)[300:], weight, bias), rel=1e-3)
+    assert found.after > found.before
+    y = x @ found.weight[0].T + found.bias[0]
+    torch.testing.assert_close(y.mean(0), (t + noise).mean(0), atol=1e-2, rtol=1e-2)
+
+
 def test_the_scale_stays_between_a_quarter_and_four():
     x = draw(1000, 2)
     weight, bias = torch.eye(2, dtype=torch.float64)[None], torch.zeros(1, 2, dtype=torch.float64)

@@ -110,6 +110,9 @@ class WeightJob(Job):
         if not self.request.only:
             last = guarantee.last_layer(self.graph, self.network)
             chosen = [site for site in chosen if last.name in {layer.name for layer in site.layers}]
+            if not chosen:
+                problem = f"labels are guaranteed by the last layer, and {last.name!r} is left alone"
+                raise UsageError(problem, "name another with --only")
         if len(chosen) != 1:
             raise UsageError(
                 f"labels are guaranteed by one layer at a time, and {len(chosen)} are chosen", "name one with --only"

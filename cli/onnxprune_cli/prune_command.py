@@ -82,7 +82,13 @@ from onnxprune_cli.progress import progress_bar
 )
 @click.option("--beta", type=click.FloatRange(min=0, min_open=True), help="Radius of the ball of inputs.  [default: from data]")
 @click.option(
-    "--option", "method_options", type=read.assignment, metavar="NAME=VALUE", multiple=True, help="An option of the method."
+    "--option",
+    "method_options",
+    type=read.assignment,
+    callback=read.once,
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="An option of the method.",
 )
 @click.option("--only", multiple=True, metavar="GLOB", help="Prune only groups and layers with such names.")
 @click.option("--skip", multiple=True, metavar="GLOB", help="Leave groups and layers with such names alone.")
@@ -103,6 +109,8 @@ def prune(model: str, **given: Any) -> int:
     if len(amounts) != 1:
         but = f"not by {' and '.join(amounts)} together: " if amounts else ""
         raise click.UsageError(f"say how much should go, {but}--ratio 0.4 (the share removed) or --target macs=0.6 (kept)")
+    if given["beta"] is not None and "beta" in dict(given["method_options"]):
+        raise click.UsageError("beta is given twice, by --beta and by --option; leave one of them out")
     output = None if given.pop("dry_run") else _output(model, given["output"], given["positional_output"])
     places = {key: given.pop(key) for key in ("json_to", "summary")}
     check_places(output, *places.values(), inputs=(model, *(given[key] for key in ("data", "test_data", "labels"))))

@@ -111,6 +111,8 @@ def prune(model: str, **given: Any) -> int:
         raise click.UsageError(f"say how much should go, {but}--ratio 0.4 (the share removed) or --target macs=0.6 (kept)")
     if given["beta"] is not None and "beta" in dict(given["method_options"]):
         raise click.UsageError("beta is given twice, by --beta and by --option; leave one of them out")
+    if given["test_data"] is not None and _named("held_out"):
+        raise click.UsageError("--held-out is of --data, and with --test-data nothing of it is kept apart; leave one of them out")
     output = None if given.pop("dry_run") else _output(model, given["output"], given["positional_output"])
     places = {key: given.pop(key) for key in ("json_to", "summary")}
     check_places(output, *places.values(), inputs=(model, *(given[key] for key in ("data", "test_data", "labels"))))
@@ -123,6 +125,11 @@ def prune(model: str, **given: Any) -> int:
         written = _state(output) != before
         click.echo(f"interrupted; the model is in {output}" if written else "interrupted, nothing was written", err=True)
         raise click.exceptions.Exit(130) from None
+
+
+def _named(parameter: str) -> bool:
+    """Whether it was given, be it with the value that it has anyway."""
+    return click.get_current_context().get_parameter_source(parameter) is click.core.ParameterSource.COMMANDLINE
 
 
 def _state(output: str | None) -> tuple[int, int] | None:

@@ -116,6 +116,7 @@ def test_target_instead_of_ratio(run, library, model):
         ("--ratio 0.4 --option beta=1 --beta 2", "by --beta and by --option"),
         ("--ratio 0.4 --input-shape x:1,3 --input-shape x:2,3", "'--input-shape': 'x' is given twice"),
         ("--ratio 0.4 --input-shape 1,3 --input-shape 2,3", "'--input-shape': it is given twice"),
+        ("--ratio 0.4 --data d.npz --test-data t.npz --held-out 0.2", "leave one of them out"),
         ("--ratio 40%", "write 0.4"),
         ("--ratio 40", "write 0.4"),
         ("--ratio 0,4", "write 0.4"),

@@ -129,6 +129,14 @@ def missed_channels(alignment: Mapping[str, Any]) -> list[str]:
     return missed(asked, got, "channels", why, remedy)
 
 
+def emptied(weights: Sequence[str]) -> list[str]:
+    """A warning for matrices that lost all their weights: that is seldom what somebody wants of a share."""
+    if not weights:
+        return []
+    named = ", ".join(map(repr, weights[:3])) + (f" and {len(weights) - 3} more" if len(weights) > 3 else "")
+    return [f"all weights of {named} went: nothing of the input comes through there; ask for less, or --skip such layers"]
+
+
 def grown(done: Sequence[LayerRepair]) -> list[str]:
     """A warning where the repair took layers further from the original than they were without (mean and variance can)."""
     worse = [layer for layer in done if layer.after > GROWN * layer.before]

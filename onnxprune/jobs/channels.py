@@ -72,7 +72,10 @@ class ChannelJob(Job):
         if self._tells_bounds:
             with self.clock.stage("bounds"):
                 told["bounds"] = self._bounds(decisions, plans, asked)
-        return Outcome(made.model, done, left, told, account.missed_channels(told["alignment"]))
+        warnings = account.missed_channels(told["alignment"])
+        if all(counts[d.view.name] == d.view.channels for d in decisions):
+            warnings += self.all_stays("channel")
+        return Outcome(made.model, done, left, told, warnings)
 
     def options(self) -> dict[str, Any]:
         request = self.request

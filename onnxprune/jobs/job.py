@@ -151,6 +151,15 @@ class Job(ABC):
             batch=self.batch(), device=self.device, seed=self.request.seed, progress=self.progress,
         )  # fmt: skip
 
+    def all_stays(self, what: str) -> list[str]:
+        """A warning for an error-first run that took nothing."""
+        request = self.request
+        if not request.error_first:
+            return []
+        share = f"{request.guarantee_labels} of the labels guaranteed"
+        allowed = share if request.epsilon is None else f"an error of at most {request.epsilon:g}"
+        return [f"no {what} may go with {allowed}: the method's bound needs all of them; allow more, or give --ratio"]
+
     def run(self, labels: Any, latency: bool) -> PruneResult:
         self.check_bound()
         made = self.make()

@@ -76,7 +76,7 @@ class WeightJob(Job):
         told = self._told(model, found, chosen, left, zeros)
         with self.clock.stage("bounds"):
             told["bounds"] = dict(self.method.bounds(decided.facts, self.samples.calibration.count) if decided.facts else {})
-            warnings = [*self._missed(told["weights"]), *told["bounds"].pop("warnings", ())]
+            warnings = [*self._limits(told["weights"]), *told["bounds"].pop("warnings", ())]
             if self._tells_bounds:
                 told["bounds"] = bounds.joined(told["bounds"], self._bounds(chosen, decided, asked))
         return Outcome(model, done, not_refitted, told, warnings)
@@ -95,15 +95,16 @@ class WeightJob(Job):
             bounds=self._tells_bounds,
         )  # fmt: skip
 
-    def _missed(self, rows: Sequence[WeightFigures]) -> list[str]:
-        """Where floors kept more weights than was asked for."""
-        if self.request.error_first:
-            return []
+    def _limits(self, rows: Sequence[WeightFigures]) -> list[str]:
+        """Where floors kept more weights than was asked for, an error allowed none to go, or some matrices lost all of theirs."""
         chosen = [row for row in rows if row["reason"] is None]
+        emptied = account.emptied([row["name"] for row in chosen if row["zeros_before"] < row["zeros"] == row["weights"]])
+        if self.request.error_first:
+            return emptied or (self.all_stays("weight") if all(r["zeros"] == r["zeros_before"] for r in chosen) else [])
         got = sum(row["zeros"] for row in chosen) / max(sum(row["weights"] for row in chosen), 1)
         why = f"every layer keeps {100 * FLOOR:g} % of its weights, or one, where layers compete"
         remedy = "ask for less, or let each lose the same share: --budget uniform"
-        return account.missed(self.request.share_removed, got, "weights", why, remedy)
+        return emptied + account.missed(self.request.share_removed, got, "weights", why, remedy)
 
     def _one(self, chosen: Sequence[decide.Site]) -> decide.Site:
         """The matrix whose error is to leave labels alone: the one that was named, else the last layer's."""

@@ -72,6 +72,33 @@ def test_groups_keep_a_tenth_of_their_channels():
     assert told == "30 % of the channels were asked for, 50 % went: only whole blocks can go; a smaller --align comes nearer"
 
 
+def test_matrices_that_lost_all_their_weights_are_named():
+    def told(ratio, **given):
+        report = onnxprune.prune(chain(30, 40, 5, 4, 3, 2), "magnitude", ratio, **QUIET | given).report
+        return [text for text in report["warnings"] if "nothing of the input comes through" in text]
+
+    assert told(0.8) == []
+    assert told(0.98) == [
+        "all weights of 'w2', 'w3', 'w4' went: nothing of the input comes through there; ask for less, or --skip such layers"
+    ]
+    assert "all weights of 'w1', 'w2', 'w3' and 1 more went" in told(0.998)[0]
+    assert told(0.98, skip=["w2", "w3", "w4"]) == []
+    assert told(0.98, budget="global") == [], "where layers compete each keeps one"
+
+
+@pytest.mark.parametrize(("method", "what"), [("coreset-neuron", "channel"), ("coreset-weight-det", "weight")])
+def test_an_error_that_allows_nothing_says_so(method, what):
+    def told(**given):
+        return [text for text in onnxprune.prune(chain(8, 12, 3), method, **QUIET | given).report["warnings"] if "may go" in text]
+
+    assert told(epsilon=1e-9) == [
+        f"no {what} may go with an error of at most 1e-09: the method's bound needs all of them; allow more, or give --ratio"
+    ]
+    assert told(guarantee_labels=1.0)[0].startswith(f"no {what} may go with 1.0 of the labels guaranteed: ")
+    assert told(epsilon=1e9) == []
+    assert told(ratio=0.0) == []
+
+
 @pytest.mark.parametrize(
     ("asked", "got", "said"),
     [

@@ -27,6 +27,8 @@ from onnxprune.quadratic import strips
 RIDGES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)
 # With this many rows per input the weakest ridge is as good as any, and the search is left out.
 PLENTY = 30
+# A variance below this share of the mean square is rounding.
+CONSTANT = 1e-9
 
 
 class Regression:
@@ -90,12 +92,15 @@ class Regression:
         return Means(xx.div_(n), self.x / n, self.xt.double().div_(n), self.t / n, self.tt / n)
 
     def error(self, weight: Tensor, bias: Tensor) -> float:
-        """Mean squared error of W x' + b, relative to the variance of t; weight (groups, out, in), bias (groups, out)."""
+        """Mean squared error of W x' + b, relative to the variance of t, or to its square where it does not vary (one row).
+
+        weight (groups, out, in), bias (groups, out)
+        """
         m = self.means()
         squared = ((weight @ m.xx - 2 * m.xt.transpose(1, 2)) * weight).sum() + m.tt.sum()
         squared += (bias * (bias + 2 * torch.einsum("goi,gi->go", weight, m.x) - 2 * m.t)).sum()
-        spread = (m.tt - m.t**2).sum()
-        return float(squared.clamp(min=0) / spread.clamp(min=1e-30))
+        spread, size = (m.tt - m.t**2).sum(), m.tt.sum()
+        return float(squared.clamp(min=0) / torch.where(spread > CONSTANT * size, spread, size).clamp(min=1e-30))
 
 
 class Means(NamedTuple):

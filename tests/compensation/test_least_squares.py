@@ -242,6 +242,17 @@ def test_means_far_from_zero_cost_no_precision(problem, shift):
     assert mean_error(x + shift, t, found.weight, found.bias) == pytest.approx(centred.after, rel=0.05)
 
 
+def test_the_error_of_one_row_is_relative_to_its_size(problem):
+    """Its variance is nothing, by which errors of 1e31 came about."""
+    x, t, weight, bias = problem
+    wrong = (x[:1] @ weight[0].T + bias[0] - t[:1]).square().sum() / t[:1].square().sum()
+    assert counted(x[:1], t[:1]).error(weight, bias) == pytest.approx(float(wrong), rel=1e-4)
+    many = counted(x[:1].expand(50, -1), t[:1].expand(50, -1))
+    assert many.error(weight, bias) == pytest.approx(float(wrong), rel=1e-4)
+    zero = torch.zeros_like(t[:1])
+    assert counted(x[:1], zero).error(0 * weight, 0 * bias) == 0
+
+
 # --- mean and variance
 
 

@@ -31,18 +31,19 @@ MOST_LOOKED_AT = 256
 def check_weights(
     graph: Graph, network: Network, touched: Set[str], batches: Iterable[Mapping[str, NDArray[Any]]], device: Device
 ) -> dict[str, str]:
-    """Weights that hold NaN or infinity, each with a layer that reads it; none of them is among those `touched`.
+    """Weights and biases that hold NaN or infinity, each with a layer that reads it, whose weight is none of those `touched`.
 
     Raises ModelError where one is, and where the model then gives no number at all on the samples of `batches`.
     """
     broken: dict[str, str] = {}
     for layer in [*network.layers, *recurrent_layers(graph)]:
-        if bool(np.isfinite(graph.array(layer.weight).astype(np.float32, copy=False)).all()):
-            continue
-        broken.setdefault(layer.weight, layer.name)
-        if layer.weight in touched:
-            problem = f"weight {layer.weight!r} of layer {layer.name!r} holds NaN or infinity"
-            raise ModelError(problem, f"train or export it again, or leave it alone: --skip {layer.name!r}")
+        for name in (layer.weight, layer.bias):
+            if name is None or bool(np.isfinite(graph.array(name).astype(np.float32, copy=False)).all()):
+                continue
+            broken.setdefault(name, layer.name)
+            if layer.weight in touched:
+                problem = f"weight {name!r} of layer {layer.name!r} holds NaN or infinity"
+                raise ModelError(problem, f"train or export it again, or leave it alone: --skip {layer.name!r}")
     if broken:
         given = [value for each in outputs(graph.model, batches, device) for value in each.values()]
         found = [value.astype(np.float32) for value in given if isinstance(value, np.ndarray) and value.dtype.kind in "fV"]

@@ -73,6 +73,27 @@ def test_what_is_to_be_pruned_has_to_be_numbers(method):
         onnxprune.prune(model, method, 0.4, skip=["layer2"], only=["layer4"] if method != "svd" else ["layer3"], **QUIET)
 
 
+@pytest.mark.parametrize("method", ["l1-channel", "magnitude"])
+def test_biases_count_too(method):
+    model = onnx.load(SAMPLES / "models" / "digits_lenet300.onnx")
+    data = np.load(SAMPLES / "data" / "digits_calibration.npz")["image"][:40]
+    for name in ("fc3.bias", "fc2.bias"):
+        bias = array(model, name).copy()
+        bias[1] = np.nan
+        change(model, name, bias)
+        layer = f"/{name.split('.')[0]}/Gemm"
+        with pytest.raises(ModelError, match=f"weight '{name}' of layer '{layer}' holds NaN or infinity; train"):
+            onnxprune.prune(model, method, 0.4, only=[layer], data=data, **QUIET)
+        if name == "fc3.bias":
+            result = onnxprune.prune(model, method, 0.4, skip=[layer], data=data, **QUIET)
+            assert any("'fc3.bias' of layer '/fc3/Gemm', which stay as they are" in text for text in result.report["warnings"])
+            assert np.array_equal(array(result.model, "fc3.bias"), bias, equal_nan=True)
+            assert result.report["repair"]["left_out"].keys() == {"/fc3/Gemm"}
+        else:
+            with pytest.raises(ModelError, match="so do all outputs"):
+                onnxprune.prune(model, "magnitude", 0.4, skip=[layer, "/fc3/Gemm"], data=data, **QUIET)
+
+
 def test_matrices_inside_recurrent_nodes_count_too():
     rng = np.random.default_rng(0)
     stored = {"w": rng.standard_normal((1, 24, 5)), "r": rng.standard_normal((1, 24, 6)), "head": rng.standard_normal((6, 4))}

@@ -24,8 +24,13 @@ from onnxprune.graph.load import ModelFile
 from onnxprune.graph.structure import Graph
 from onnxprune.network import Network
 
-# A channel ratio that differs by more than this from the one asked for is worth a warning.
-FAR = 0.05
+# A share that differs by more than this from the one asked for is worth a warning, and less of a difference where what stays is
+# by this part of it more than was to stay; but none that the warning would not show.
+FAR, MORE, SHOWN = 0.05, 0.2, 0.001
+# A layer's error on a few samples is known to about a tenth.
+GROWN = 1.1
+# What a proof says where weights hold no numbers.
+REPLACED = "; numbers stood for NaN and infinity in both"
 
 
 def model_figures(file: ModelFile | None, graph: Graph, network: Network) -> ModelFigures:
@@ -84,12 +89,17 @@ def pin_figures(network: Network) -> list[PinFigures]:
     return [PinFigures(tensor=p.tensor, reason=p.reason, channels=p.count) for p in network.pins]
 
 
-def alignment_figures(align: str | int, options: Sequence[Choices], counts: Counts, asked: float | None) -> dict[str, object]:
-    """What alignment did: the block of each kind of group, and the share of channels asked for and removed."""
+def alignment_figures(
+    align: str | int, options: Sequence[Choices], counts: Counts, asked: float | None, *, error_first: bool = False
+) -> dict[str, object]:
+    """What alignment did: the block of each kind of group, and the share of channels asked for and removed.
+
+    error_first   nothing: an error decided, and as many channels stay as its bound needs
+    """
     total = sum(o.width * o.size for o in options)
     removed = sum(o.width * (o.size - counts[o.group]) for o in options)
     share = removed / max(total, 1)
-    blocks = dict(sorted(Counter(o.block for o in options).items(), reverse=True))
+    blocks = dict(sorted(Counter(1 if error_first else o.block for o in options).items(), reverse=True))
     wanted = f"{100 * asked:.1f} % asked, " if asked is not None else ""
     return {
         "summary": f"{_multiples(blocks)}: {wanted}{100 * share:.1f} % of the channels removed",
@@ -100,13 +110,55 @@ def alignment_figures(align: str | int, options: Sequence[Choices], counts: Coun
     }
 
 
-def shortfall(alignment: Mapping[str, Any]) -> list[str]:
-    """A warning where blocks and floors kept the result far from the ratio asked for."""
-    asked, got = alignment["channel_ratio_asked"], alignment["channel_ratio"]
-    if asked is None or abs(asked - got) <= FAR:
+def missed(asked: float | None, got: float, what: str, why: str, remedy: str) -> list[str]:
+    """A warning where limits kept the share that goes visibly below what was asked for (None: no share was)."""
+    if asked is None or asked - got <= max(min(FAR, MORE * (1 - asked)), SHOWN):
         return []
-    why = "every group keeps a tenth of its channels and whole blocks of them" if got < asked else "only whole blocks can go"
-    return [f"{100 * asked:.0f} % of the channels were asked for, {100 * got:.0f} % could go: {why}"]
+    return [f"{100 * asked:.3g} % of the {what} were asked for, {100 * got:.3g} % could go: {why}; {remedy}"]
+
+
+def missed_channels(alignment: Mapping[str, Any]) -> list[str]:
+    """The same for channels, and where blocks make more go than was asked for."""
+    asked, got = alignment["channel_ratio_asked"], alignment["channel_ratio"]
+    blocks = alignment["groups_by_block"].keys() != {"1"}
+    if asked is not None and got - asked > FAR:
+        remedy = "; a smaller --align comes nearer" if blocks else ""
+        return [f"{100 * asked:.3g} % of the channels were asked for, {100 * got:.3g} % went: only whole blocks can go{remedy}"]
+    why = "every group keeps a tenth of its channels" + (" and whole blocks of them" if blocks else "")
+    remedy = "a smaller --align may let more go" if blocks else "prune the result again for more"
+    return missed(asked, got, "channels", why, remedy)
+
+
+def emptied(weights: Sequence[str]) -> list[str]:
+    """A warning for matrices that lost all their weights: that is seldom what somebody wants of a share."""
+    if not weights:
+        return []
+    named = ", ".join(map(repr, weights[:3])) + (f" and {len(weights) - 3} more" if len(weights) > 3 else "")
+    return [f"all weights of {named} went: nothing of the input comes through there; ask for less, or --skip such layers"]
+
+
+def grown(done: Sequence[LayerRepair]) -> list[str]:
+    """A warning where the repair took layers further from the original than they were without (mean and variance can)."""
+    worse = [layer for layer in done if layer.after > GROWN * layer.before]
+    if not worse:
+        return []
+    most = max(worse, key=lambda layer: layer.after / max(layer.before, 1e-30))
+    return [
+        f"the error of {len(worse)} of {_many(len(done), 'layer')} grew as mean and variance were matched, most of all in "
+        f"{most.layer!r} from {most.before:.2g} to {most.after:.2g}; compare with --repair least-squares and none"
+    ]
+
+
+def left_broken(broken: Mapping[str, str]) -> list[str]:
+    """A warning for weights without numbers that nobody asked to prune, each with its layer."""
+    if not broken:
+        return []
+    named = ", ".join(f"{name!r} of layer {layer!r}" for name, layer in list(broken.items())[:3])
+    more = f" and {_many(len(broken) - 3, 'other')}" if len(broken) > 3 else ""
+    return [
+        f"NaN or infinity in the weights {named}{more}, which stay as they are: outputs behind them may be no numbers, and "
+        "layers behind them are not refitted; train or export the model again"
+    ]
 
 
 def _multiples(blocks: Mapping[int, int]) -> str:
@@ -143,12 +195,15 @@ def _left_out(left: Mapping[str, str]) -> str:
     return f"{_many(len(left), 'layer')} left out ({'; '.join(reasons[:2])}{', ...' if len(reasons) > 2 else ''})"
 
 
-def proof_figures(difference: float, samples: Samples, size: int, *, through_norms: bool = False) -> dict[str, object]:
+def proof_figures(
+    difference: float, samples: Samples, size: int, *, through_norms: bool = False, broken: bool = False
+) -> dict[str, object]:
     """The largest relative difference to the masked twin on `size` samples, or on as many as the model takes at a time."""
     silent = "set to zero, in a LayerNorm or GroupNorm to the mean of the others" if through_norms else "set to zero"
     count = fixed_batch(samples.calibration.inputs) or min(size, samples.calibration.count)
     equal = "exactly" if difference == 0 else f"to {difference:.0e}"
     summary = f"before repair it equals its masked twin (those channels {silent}) {equal} on {_many(count, 'sample')}"
+    summary += REPLACED if broken else ""
     return {"summary": summary, "max_relative_difference": difference, "samples": count}
 
 

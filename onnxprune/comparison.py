@@ -8,7 +8,7 @@ from typing import Any
 
 from onnxprune import account
 from onnxprune.calibration.samples import input_specs, valid_ids
-from onnxprune.calibration.sources import open_source
+from onnxprune.calibration.sources import open_source, refuse_without_images
 from onnxprune.devices import choose_device
 from onnxprune.errors import DataError
 from onnxprune.figures import SCHEMA, Report
@@ -58,6 +58,7 @@ def compare(
         data, input_specs(graphs[0]), model_path=files[0].path, samples=samples if data is not None else min(samples, 64),
         mean=mean, std=std, layout=layout, shapes=graphs[0].inputs, int_high=valid_ids(graphs[0]),
     )  # fmt: skip
+    refuse_without_images([source], mean, std, layout)
     meter = AccuracyMeter(as_labels(labels)) if labels is not None else None
     sessions = [Session(g.model, where) for g in graphs]
     deviation = measure(sessions[0], sessions[1], source.batches(batch), meter)

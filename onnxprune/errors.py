@@ -48,8 +48,11 @@ class UnknownNameError(UsageError):
 
 
 def _near(name: str, names: list[str]) -> list[str]:
-    """Up to three names that may have been meant: about as near as the nearest, else those that hold what was typed."""
+    """Up to three names that may have been meant: those that begin with it, about as near as the nearest, or that hold it."""
     typed = name.strip("*").casefold()
+    begun = [n for n in names if len(typed) > 1 and n.casefold().startswith(f"{typed}-")]
+    if begun:
+        return begun[:3]
     nearness = {n: difflib.SequenceMatcher(None, n.casefold(), typed).ratio() for n in names}
     best = max(nearness.values(), default=0.0)
     near = sorted((n for n, value in nearness.items() if value >= max(0.5, best - 0.08)), key=lambda n: -nearness[n])

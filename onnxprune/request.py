@@ -41,6 +41,15 @@ def prefers_width(kinds: Sequence[Kind]) -> bool:
     return "head-width" in kinds and "head" not in kinds
 
 
+def in_words(name: str, value: Any) -> str:
+    """An option as a person would say it."""
+    said = name.replace("_", " ")
+    if isinstance(value, bool):
+        return said if value else {"sequential": "parallel"}.get(name, f"no {said}")
+    shown = value if not isinstance(value, tuple) else (":" if name == "pattern" else ", ").join(map(str, value))
+    return f"{said} ({shown})"
+
+
 @dataclass(frozen=True)
 class Request:
     """The arguments of `pipeline.prune` that say how to prune; raises UsageError for those that make no sense."""
@@ -76,6 +85,8 @@ class Request:
             )
         if self.ratio is not None and not 0 <= self.ratio < 1:
             raise UsageError(f"a ratio of {self.ratio}", "it is the share of channels to remove, from 0 to less than 1")
+        if not 0 <= self.seed < 1 << 63:
+            raise UsageError(f"a seed of {self.seed}", "give a whole number from 0 to 2^63 - 1")
         if self.epsilon is not None and not 0 < self.epsilon < inf:
             raise UsageError(f"an epsilon of {self.epsilon:g}", "it is an error that is allowed: give a number above 0")
         if self.guarantee_labels is not None and not 0 < self.guarantee_labels <= 1:
@@ -93,6 +104,22 @@ class Request:
             raise UnknownNameError("budget", self.budget, budgets)
         if self.repair not in REPAIRS:
             raise UnknownNameError("repair", self.repair, REPAIRS)
+
+    def check_together(self) -> None:
+        """Raises UsageError where one option leaves another without effect: silence would be a promise."""
+        none = self.repair_kind == "none"
+        without = [
+            ("sequential", None, none, "where no layer is refitted", "leave it out, or ask for another --repair"),
+            ("reweigh", True, not none, "where layers are refitted", "leave it out, or add --repair none"),
+            ("align", "auto", self.error_first, "where an error says how many channels stay", "leave it out"),
+        ]
+        for name, default, without_effect, where, remedy in without:
+            if without_effect and getattr(self, name) != default:
+                raise UsageError(f"{in_words(name, getattr(self, name))} has no meaning {where}", remedy)
+        if self.error_first and not self.reweigh:
+            raise UsageError("a bound holds for reweighed layers alone", "leave --no-reweigh out, or give --ratio")
+        if self.pattern is not None and self.budget != "auto":
+            raise UsageError("a pattern leaves nothing for a budget to spread", "leave --budget out, or give --ratio")
 
     @property
     def error_first(self) -> bool:

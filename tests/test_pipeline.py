@@ -68,11 +68,11 @@ def test_hidden_units_alone():
 # --- repairs, budgets, targets
 
 
-WAYS = list(itertools.product(["auto", "mean", "none"], ["auto", "uniform", "global"]))
+WAYS = [("none", None), *itertools.product(["auto", "mean"], [True, False])]
 
 
-@pytest.mark.parametrize("sequential", [True, False])
-@pytest.mark.parametrize(("repair", "budget"), WAYS)
+@pytest.mark.parametrize("budget", ["auto", "uniform", "global"])
+@pytest.mark.parametrize(("repair", "sequential"), WAYS)
 def test_every_repair_with_every_budget(repair, budget, sequential):
     report = tiny(repair=repair, budget=budget, sequential=sequential, align=1).report
     asked = sum(g["channels"] for g in report["groups"]) * 0.5
@@ -81,6 +81,17 @@ def test_every_repair_with_every_budget(repair, budget, sequential):
     assert report["repair"]["kind"] == ("least-squares" if repair == "auto" else repair)
     assert report["repair"]["mode"] == ("none" if repair == "none" else "sequential" if sequential else "parallel")
     assert bool(report["repair"]["layers"]) == (repair != "none")
+
+
+def test_matched_moments_that_bring_layers_no_nearer_are_told_of():
+    for ratio in (0.3, 0.9):
+        report = tiny(repair="mean", ratio=ratio, method="magnitude", data=images(300), samples=240).report
+        grew = [layer for layer in report["repair"]["layers"] if layer["error_after"] > 1.1 * layer["error_before"]]
+        told = [text for text in report["warnings"] if "mean and variance were matched" in text]
+        assert bool(grew) == bool(told) == (ratio == 0.9)
+    most = max(grew, key=lambda layer: layer["error_after"] / layer["error_before"])
+    assert f"the error of {len(grew)} of 4 layers grew" in told[0]
+    assert f"in '{most['layer']}' from {most['error_before']:.2g} to {most['error_after']:.2g}; compare with --repair" in told[0]
 
 
 @pytest.mark.parametrize("budget", ["auto", "uniform", "global"])
@@ -138,6 +149,13 @@ def test_an_unreachable_target_says_what_is_reachable():
         ({"method": "corset-channel"}, "did you mean 'coreset-channel'"),
         ({"align": "wide"}, "align"),
         ({"only": ["layer9"]}, "no group or layer 'layer9'"),
+        ({"repair": "none", "sequential": True}, "^sequential has no meaning where no layer is refitted"),
+        ({"repair": "none", "sequential": False}, "^parallel has no meaning where no layer is refitted"),
+        ({"reweigh": False}, "no reweigh has no meaning where layers are refitted; .* --repair none"),
+        ({"ratio": None, "epsilon": 0.5, "sequential": False}, "parallel has no meaning"),
+        ({"ratio": None, "epsilon": 0.5, "align": 8}, "align .8. has no meaning where an error says"),
+        ({"ratio": None, "epsilon": 0.5, "reweigh": False}, "a bound holds for reweighed layers alone"),
+        ({"ratio": None, "pattern": "2:4", "method": "magnitude", "budget": "row"}, "leave --budget out"),
     ],
 )
 def test_requests_that_make_no_sense_are_refused_with_a_remedy(fields, words):

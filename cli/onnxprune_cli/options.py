@@ -98,6 +98,15 @@ def assignment(text: str) -> tuple[str, Any]:
         return name.strip(), value
 
 
+def once(_context: click.Context, option: click.Parameter, given: Sequence[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:
+    """NAME=VALUE pairs of which each name is given once: the last would win without a word."""
+    names = [name for name, _ in given]
+    for name in names:
+        if names.count(name) > 1:
+            raise click.BadParameter(f"{name!r} is given twice" if name else "it is given twice", param=option)
+    return tuple(given)
+
+
 def gate(text: str) -> str:
     """An expression on the report; it is passed on as text, once it is known to make sense."""
     from onnxprune.validation import gates
@@ -182,6 +191,7 @@ input_shape_option: Callable[[Any], Any] = click.option(
     "--input-shape",
     "input_shapes",
     type=input_shape,
+    callback=once,
     metavar="[NAME:]SHAPE",
     multiple=True,
     help="Shape of an input with dynamic axes, e.g. name:1,3,224,224; the name may be left out if there is one input.",

@@ -73,11 +73,22 @@ from onnxprune_cli.progress import progress_bar
     show_default=True,
     help="How the layers that lost inputs are refitted to sample inputs.",
 )
-@click.option("--sequential/--parallel", default=None, help="Repair layers one after the other, or apart.  [default: what fits]")
-@click.option("--reweigh/--no-reweigh", default=True, show_default=True, help="Reweigh the sampled channels, as the paper does.")
+@click.option("--sequential/--parallel", default=None, help="Refit layers one after the other, or apart.  [default: sequential]")
+@click.option(
+    "--reweigh/--no-reweigh",
+    default=True,
+    show_default=True,
+    help="With --repair none: reweigh the sampled channels, as the paper does.",
+)
 @click.option("--beta", type=click.FloatRange(min=0, min_open=True), help="Radius of the ball of inputs.  [default: from data]")
 @click.option(
-    "--option", "method_options", type=read.assignment, metavar="NAME=VALUE", multiple=True, help="An option of the method."
+    "--option",
+    "method_options",
+    type=read.assignment,
+    callback=read.once,
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="An option of the method.",
 )
 @click.option("--only", multiple=True, metavar="GLOB", help="Prune only groups and layers with such names.")
 @click.option("--skip", multiple=True, metavar="GLOB", help="Leave groups and layers with such names alone.")
@@ -98,6 +109,10 @@ def prune(model: str, **given: Any) -> int:
     if len(amounts) != 1:
         but = f"not by {' and '.join(amounts)} together: " if amounts else ""
         raise click.UsageError(f"say how much should go, {but}--ratio 0.4 (the share removed) or --target macs=0.6 (kept)")
+    if given["beta"] is not None and "beta" in dict(given["method_options"]):
+        raise click.UsageError("beta is given twice, by --beta and by --option; leave one of them out")
+    if given["test_data"] is not None and _named("held_out"):
+        raise click.UsageError("--held-out is of --data, and with --test-data nothing of it is kept apart; leave one of them out")
     output = None if given.pop("dry_run") else _output(model, given["output"], given["positional_output"])
     places = {key: given.pop(key) for key in ("json_to", "summary")}
     check_places(output, *places.values(), models=[model], inputs=[given[key] for key in ("data", "test_data", "labels")])
@@ -110,6 +125,11 @@ def prune(model: str, **given: Any) -> int:
         written = _state(output) != before
         click.echo(f"interrupted; the model is in {output}" if written else "interrupted, nothing was written", err=True)
         raise click.exceptions.Exit(130) from None
+
+
+def _named(parameter: str) -> bool:
+    """Whether it was given, be it with the value that it has anyway."""
+    return click.get_current_context().get_parameter_source(parameter) is click.core.ParameterSource.COMMANDLINE
 
 
 def _state(output: str | None) -> tuple[int, int] | None:

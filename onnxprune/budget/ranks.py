@@ -106,6 +106,12 @@ def by_spectrum(spectra: Sequence[Spectrum], ratio: float) -> Ranks:
     return ranks
 
 
+def share_gone(spectra: Sequence[Spectrum], ranks: Mapping[str, int | None]) -> float:
+    """What these ranks take of the price of all layers."""
+    left = sum(s.whole if (rank := ranks[s.name]) is None else rank * s.per_rank for s in spectra)
+    return 1 - left / max(sum(s.whole for s in spectra), 1)
+
+
 def by_target(choose: Callable[[float], Ranks], measure: Callable[[Mapping[str, int | None]], float], share: float) -> Ranks:
     """The mildest ranks that `choose` gives for any ratio at which at most `share` is left by `measure`."""
     low, high = 0.0, 1.0

@@ -125,4 +125,7 @@ def _change(before: NDArray[Any], after: NDArray[Any]) -> float:
     if before.dtype.kind not in "fV" or before.shape != after.shape:
         return 0.0
     a, b = before.astype(np.float64), after.astype(np.float64)
+    # What is no number says nothing: masks are infinite by design, and layers may be broken that are to stay as they are.
+    none = ~(np.isfinite(a) & np.isfinite(b))
+    a[none] = b[none] = 0.0
     return float(((a - b) ** 2).sum() / max(((a - a.mean(0)) ** 2).sum(), 1e-12 * (a**2).sum(), 1e-30))

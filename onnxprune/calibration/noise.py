@@ -16,6 +16,7 @@ from onnxprune.errors import DataError
 Floats = NDArray[np.float64]
 
 WARNING = "the inputs are made-up noise: deviations measured on them say nothing about accuracy; give real samples"
+UNFITTED = "calibrated on made-up noise, not on what the model sees in use; give real samples with --data"
 COARSEST = 2
 FALL = 0.7
 """Amplitude of an octave over that of the next coarser one: details of natural images are weaker than their outlines."""

@@ -75,30 +75,6 @@ class Levels:
             self.layers.setdefault(self.tensor[layer.input], []).append(layer)
 
 
-def repairable(graph: Graph, network: Network, alive: Bools) -> tuple[list[Layer], dict[str, str]]:
-    """Layers whose input differs from the original's, in order, and those left out with the reason."""
-    touched = {s.node for s in network.slots if not alive[s.channels].all()}
-    changed: set[str] = set()
-    for index, node in enumerate(graph.nodes):
-        if index in touched or any(n in changed for n in reads(graph, index)):
-            changed.update(o for o in node.output if o)
-    found, left = [], {}
-    for layer in network.layers:
-        if layer.input not in changed:
-            continue
-        if layer.shared:
-            left[layer.name] = "its weights are shared with another layer"
-        elif layer.quantised:
-            left[layer.name] = "its weights are quantised"
-        else:
-            found.append(layer)
-    known = {layer.node for layer in network.layers}
-    for slot in network.slots:
-        if slot.role == "reads" and slot.node not in known and not alive[slot.channels].all():
-            left[graph.label(slot.node)] = f"{graph.nodes[slot.node].op_type} is not refitted"
-    return found, left
-
-
 class Repair:
     """One repair run; `run` changes `cut.model` in place and returns what was done layer by layer."""
 

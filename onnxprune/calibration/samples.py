@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from onnxprune.calibration.fitting import fixed_batch
-from onnxprune.calibration.sources import InputSpec, Source, open_source, split
+from onnxprune.calibration.noise import UNFITTED, WARNING
+from onnxprune.calibration.sources import InputSpec, Source, open_source, refuse_without_images, split
 from onnxprune.errors import DataError, ModelError
 from onnxprune.graph.load import ModelFile
 from onnxprune.graph.prepare import prepare
@@ -46,7 +47,9 @@ class Samples:
 
     @property
     def warnings(self) -> list[str]:
-        return list(dict.fromkeys([*self.calibration.warnings, *self.test.warnings]))
+        found = dict.fromkeys([*self.calibration.warnings, *self.test.warnings])
+        # What was measured on real samples may be believed.
+        return [UNFITTED if text == WARNING and self.test.real else text for text in found]
 
     def labels(self, given: NDArray[np.int64]) -> NDArray[np.int64]:
         """Labels of the test part: given for --test-data, else for all of --data, of which the test part was held out."""
@@ -98,6 +101,7 @@ def open_samples(
         most = max(1, round(samples / (1 - held_out)))
         whole = opened(data, most)
         calibration, test = split(whole, held_out)
+    refuse_without_images((calibration, test), mean, std, layout)
     found = Samples(calibration, test, whole, test_data is None, whole is not None and whole.count == most)
     if not calibration.real:
         return graph, found

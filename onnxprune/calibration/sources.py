@@ -23,7 +23,7 @@ from onnxprune.calibration.noise import WARNING, noise_maker
 from onnxprune.calibration.streams import FUNCTION, Spool, is_array, items, load_function, to_item
 from onnxprune.errors import DataError, UsageError
 
-__all__ = ["InputSpec", "Source", "open_source", "split"]
+__all__ = ["InputSpec", "Source", "open_source", "refuse_without_images", "split"]
 
 Numbers = NDArray[np.int64]
 Read = Callable[[Numbers], Iterator[Block]]
@@ -143,6 +143,16 @@ def open_source(
             return _from_python(load_function(str(data))(), "function", f"function {data}", specs, samples)
         return _from_path(Path(data), specs, samples, lambda folder: frame_for(specs, shapes, layout, mean, std, folder))
     return _from_python(data, "", "", specs, samples)
+
+
+def refuse_without_images(sources: Sequence[Source], mean: Colour, std: Colour, layout: str) -> None:
+    """Raises UsageError where something was said of images, and there are none: arrays are never scaled."""
+    said = {"mean": mean is not None, "std": std is not None, "layout": layout != "auto"}
+    given = [name for name, there in said.items() if there]
+    if given and all(source.kind != "images" for source in sources):
+        labels = " or ".join(dict.fromkeys(source.label for source in sources))
+        problem = f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} for images, and there are none in {labels}"
+        raise UsageError(problem, "leave it out, and scale arrays as the model wants them")
 
 
 def _without_data(

@@ -27,6 +27,8 @@ from onnxprune.quadratic import strips
 RIDGES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)
 # With this many rows per input the weakest ridge is as good as any, and the search is left out.
 PLENTY = 30
+# A variance below this share of the mean square is rounding.
+CONSTANT = 1e-9
 
 
 class Regression:
@@ -90,12 +92,15 @@ class Regression:
         return Means(xx.div_(n), self.x / n, self.xt.double().div_(n), self.t / n, self.tt / n)
 
     def error(self, weight: Tensor, bias: Tensor) -> float:
-        """Mean squared error of W x' + b, relative to the variance of t; weight (groups, out, in), bias (groups, out)."""
+        """Mean squared error of W x' + b, relative to the variance of t, or to its square where it does not vary (one row).
+
+        weight (groups, out, in), bias (groups, out)
+        """
         m = self.means()
         squared = ((weight @ m.xx - 2 * m.xt.transpose(1, 2)) * weight).sum() + m.tt.sum()
         squared += (bias * (bias + 2 * torch.einsum("goi,gi->go", weight, m.x) - 2 * m.t)).sum()
-        spread = (m.tt - m.t**2).sum()
-        return float(squared.clamp(min=0) / spread.clamp(min=1e-30))
+        spread, size = (m.tt - m.t**2).sum(), m.tt.sum()
+        return float(squared.clamp(min=0) / torch.where(spread > CONSTANT * size, spread, size).clamp(min=1e-30))
 
 
 class Means(NamedTuple):
@@ -209,27 +214,32 @@ def _solve(data: Regression, w0: Tensor, b0: Tensor, ridge: float, free_bias: bo
 def match_moments(fit: Regression, held: Regression, weight: Tensor, bias: Tensor, *, free_bias: bool) -> Repaired:
     """Mean and variance correction: scale each row and shift it so that W x' + b has the mean and spread of t.
 
-    The scale is kept within [1/4, 4]: an output that hardly moves any more tells nothing about how far to stretch it. This is
-    what re-estimating batch-norm statistics does where batch norm was folded away.
+    This is what re-estimating batch-norm statistics does where batch norm was folded away. The squared error may grow by it, for
+    a spread made up by what is wrong is no nearer to t; it is kept all the same, because labels mostly gain (the caller says so).
     """
-    whole = Regression()
-    whole.merge(fit)
-    whole.merge(held)
-    if not whole.count:
-        return Repaired(weight, bias, float("nan"), float("nan"), None)
     w0, b0 = weight.double(), bias.double()
-    covariance, mean, _, target, tt = whole.means()
+    if not fit.count:
+        return Repaired(weight, bias, float("nan"), float("nan"), None)
+    judge = held if held.count else fit
+    before = judge.error(w0, b0)
+    if not free_bias:
+        return Repaired(weight, bias, before, before, None)
+    after = judge.error(*_matched(fit, w0, b0))
+    # Judged on samples that it has not seen, then fitted to all.
+    fit.merge(held)
+    return Repaired(*_matched(fit, w0, b0), before, after, None)
+
+
+def _matched(data: Regression, w0: Tensor, b0: Tensor) -> Solution:
+    """The scale is kept within [1/4, 4]: an output that hardly moves any more tells nothing about how far to stretch it."""
+    covariance, mean, _, target, tt = data.means()
     covariance.baddbmm_(mean[:, :, None], mean[:, None, :], alpha=-1)
     now = torch.einsum("goi,gij,goj->go", w0, covariance, w0).clamp(min=1e-20)
     wanted = (tt - target**2).clamp(min=0)
     still = now <= 1e-9 * (wanted.mean() + now.mean())  # rounding alone: nothing to scale
-    scale = torch.ones_like(b0)
-    if free_bias:
-        scale = torch.where(still, scale, (wanted / now).sqrt().clamp(0.25, 4.0))
+    scale = torch.where(still, 1.0, (wanted / now).sqrt().clamp(0.25, 4.0))
     new = w0 * scale[..., None]
-    shift = target - torch.einsum("goi,gi->go", new, mean) if free_bias else b0
-    judge = held if held.count else fit
-    return Repaired(new, shift, judge.error(w0, b0), judge.error(new, shift), None)
+    return new, target - torch.einsum("goi,gi->go", new, mean)
 
 
 class RefitLosses:

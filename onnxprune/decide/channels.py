@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -100,6 +100,13 @@ def select(
     raise NothingToPruneError(f"no channel of this model can be removed ({reasons or 'no layer with constant weights'})")
 
 
+def weights_of(network: Network, groups: Sequence[Group]) -> set[str]:
+    """Every parameter that may change where channels of these groups go."""
+    named = {name for g in groups for name in (*g.makers, *g.readers)}
+    stored = {network.slots[member.slot].parameter for g in groups for member in g.members}
+    return stored | {layer.weight for layer in network.layers if layer.name in named}
+
+
 def _matches(network: Network, group: Group, patterns: Sequence[str]) -> bool:
     names = {group.name, *group.makers, *group.readers}
     names |= {network.slots[m.slot].parameter for m in group.members}
@@ -107,18 +114,19 @@ def _matches(network: Network, group: Group, patterns: Sequence[str]) -> bool:
 
 
 def arranged(
-    graph: Graph, network: Network, groups: Sequence[Group], batches: Iterable[Feeds], device: Device
-) -> tuple[Graph, dict[str, Orders]]:
+    graph: Graph, network: Network, groups: Sequence[Group], batches: Iterable[Feeds], device: Device,
+    broken: Set[str] = frozenset(),
+) -> tuple[Graph, dict[str, Orders]]:  # fmt: skip
     """Channels of grouped convolutions change places, so that each block loses what it can spare; proven at once."""
     scores = cell_scores(graph, network, groups, device)
     if not scores:
         return graph, {}
     feeds = list(batches)
-    expected = outputs(graph.model, feeds, device)
+    expected = outputs(graph.model, feeds, device, broken)
     orders = arrange(graph, network, scores)
     found = trace(graph.model, graph.inputs)
     if orders:
-        prove_arranged(found, expected, feeds, device)
+        prove_arranged(found, expected, feeds, device, broken)
     return found, orders
 
 

@@ -2,33 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterable, Mapping, Set
+from typing import Any
 from zlib import crc32
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from onnxprune.calibration.observe import Tap
 from onnxprune.calibration.quota import batches_wanted, samples_wanted
 from onnxprune.contract import Statistic
+from onnxprune.devices import Device
 from onnxprune.errors import ModelError
 from onnxprune.graph.facts import FLOATS
+from onnxprune.graph.recurrence import recurrent_layers
 from onnxprune.graph.structure import Graph
 from onnxprune.matrix import channel_rows, fan_in, positions, rows
 from onnxprune.network import Layer, Network
+from onnxprune.rewrite.prove import outputs
 
 # Samples that are looked at to weigh channels: from few of them the estimate is shrunk (see contract.Moments), and ResNet-20 and
 # ResNet-56 come out no worse than with four times as many.
 MOST_LOOKED_AT = 256
 
 
-def check_weights(graph: Graph, network: Network) -> None:
-    """Raises ModelError where a layer's weights hold no numbers."""
-    for layer in network.layers:
-        if not bool(np.isfinite(graph.array(layer.weight).astype(np.float32, copy=False)).all()):
-            problem = f"weight {layer.weight!r} of layer {layer.name!r} holds NaN or infinity"
+def check_weights(
+    graph: Graph, network: Network, touched: Set[str], batches: Iterable[Mapping[str, NDArray[Any]]], device: Device
+) -> dict[str, str]:
+    """Weights and biases that hold NaN or infinity, each with a layer that reads it, whose weight is none of those `touched`.
+
+    Raises ModelError where one is, and where the model then gives no number at all on the samples of `batches`.
+    """
+    broken: dict[str, str] = {}
+    for layer in [*network.layers, *recurrent_layers(graph)]:
+        for name in (layer.weight, layer.bias):
+            if name is None or bool(np.isfinite(graph.array(name).astype(np.float32, copy=False)).all()):
+                continue
+            broken.setdefault(name, layer.name)
+            if layer.weight in touched:
+                problem = f"weight {name!r} of layer {layer.name!r} holds NaN or infinity"
+                raise ModelError(problem, f"train or export it again, or leave it alone: --skip {layer.name!r}")
+    if broken:
+        given = [value for each in outputs(graph.model, batches, device) for value in each.values()]
+        found = [value.astype(np.float32) for value in given if isinstance(value, np.ndarray) and value.dtype.kind in "fV"]
+        if found and not any(bool(np.isfinite(value).any()) for value in found):
+            name, layer_name = next(iter(broken.items()))
+            problem = f"weight {name!r} of layer {layer_name!r} holds NaN or infinity, and so do all outputs of the model"
             raise ModelError(problem, "train or export it again")
+    return broken
 
 
 def observable(graph: Graph, network: Network, names: Set[str]) -> list[Layer]:

@@ -88,6 +88,7 @@ def select(
         reasons |= {s.layer.name: "what it reads cannot be looked at" for s in chosen if not _observable(s)}
         chosen = [s for s in chosen if _observable(s)]
     if method.target == "kernel":
+        reasons |= {s.layer.name: "it is no convolution" for s in chosen if not s.layer.op.startswith("Conv")}
         chosen = [s for s in chosen if s.layer.op.startswith("Conv")]
     if not chosen:
         told = "; ".join(f"{name!r}: {why}" for name, why in list(reasons.items())[:3])
@@ -99,13 +100,24 @@ def select(
 
 
 def choose(found: Sequence[Site], only: Sequence[str], skip: Sequence[str], *, keep_ends: bool) -> list[Site]:
-    """What the user's globs name. Raises UnknownNameError for a glob that names nothing."""
+    """What the user's globs name. Raises UnknownNameError for a glob that names nothing, NothingToPruneError if all stays."""
     for glob in [*only, *skip]:
         if not any(_matches(site, [glob]) for site in found):
             names = [n for site in found for n in (site.name, *(layer.name for layer in site.layers))]
             raise UnknownNameError("layer or weight", glob, names)
     chosen = [s for s in found if (not only or _matches(s, only)) and not _matches(s, skip)]
-    return [s for s in chosen if s not in (found[0], found[-1])] if keep_ends else chosen
+    if found and not chosen:
+        raise NothingToPruneError("--only and --skip leave no layer", "leave one of them out, or name others")
+    return _inner(found, chosen) if keep_ends else chosen
+
+
+def _inner(found: Sequence[Site], chosen: Sequence[Site]) -> list[Site]:
+    """Without the first and the last of all. Raises NothingToPruneError where no other is chosen."""
+    inner = [s for s in chosen if s not in (found[0], found[-1])]
+    if chosen and not inner:
+        there = {1: "there is only one", 2: "these are all there is"}.get(len(found), "no other is chosen")
+        raise NothingToPruneError(f"--keep-ends keeps the first and the last layer, and {there}", "leave it out")
+    return inner
 
 
 def _matches(site: Site, patterns: Sequence[str]) -> bool:
@@ -258,13 +270,14 @@ def _levels(kept: float) -> list[float]:
     return [share for factor in LEVELS if (share := kept * factor) < LEAST_TRIED]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Decided:
-    """Plans and quotas by parameter, and what the method tells of its bounds."""
+    """Plans and quotas by parameter, and what the method tells of its bounds. `removed`: weights that go and were not zero."""
 
     plans: dict[str, LayerPlan]
     quotas: dict[str, Quota]
     facts: dict[str, Mapping[str, Any]]
+    removed: int = 0
 
 
 def decide(
@@ -312,6 +325,7 @@ def within(method: WeightMethod, views: Views, epsilon: float, seed: int) -> Dec
         found.quotas[view.name] = Quota(int(plan.keep.sum()))
         plan.check(view, found.quotas[view.name])
         found.plans[view.name] = plan
+        found.removed += int((~plan.keep & (view.matrix != 0)).sum())
         if told := method.facts(view, plan):
             found.facts[view.name] = told
     return found

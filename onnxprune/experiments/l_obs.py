@@ -13,7 +13,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from onnxprune.calibration.samples import open_samples
 from onnxprune.contract import LayerPlan, Quota, WeightMethod
@@ -21,6 +20,7 @@ from onnxprune.decide.evidence import generator
 from onnxprune.decide.weights import Site, Views, select, sites
 from onnxprune.devices import choose_device
 from onnxprune.experiments.experiment import Case, Figure, Line, Progress, Result, experiment
+from onnxprune.experiments.scoring import accuracy, answers
 from onnxprune.graph import find, load
 from onnxprune.methods import create
 from onnxprune.rewrite.sparsify import Thinned, sparsify
@@ -42,7 +42,6 @@ POWERS = (0.25, 0.5, 0.75, 1.0, 1.25)
 DRAWN, COMPARED = ("l-obs", "obs", "magnitude"), ("l-obs", "obs")
 # The table of the authors' own pruned weights, where it lies beside the model, and the levels that are compared.
 REFERENCE, LEVELS = "lobs_reference_table.json", (5, 10, 20, 30, 50, 80)
-BATCH = 256
 
 
 @dataclass
@@ -73,13 +72,7 @@ class Bench:
         """Of the network with these plans carried out, on the test samples."""
         layers = {site.name: site.layer for site in views.sites}
         model = sparsify(self.graph, {name: Thinned(layers[name], plan) for name, plan in plans.items()})
-        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        entry, test = session.get_inputs()[0], self.case.test
-        step = entry.shape[0] if isinstance(entry.shape[0], int) else BATCH
-        parts = range(0, len(test) - len(test) % step if isinstance(entry.shape[0], int) else len(test), step)
-        found = [session.run(None, {entry.name: test[i : i + step]})[0].reshape(len(test[i : i + step]), -1) for i in parts]
-        classes = np.concatenate(found).argmax(1)
-        return float((classes == self.case.labels.reshape(-1)[: len(classes)]).mean())
+        return accuracy(answers(model, self.case.test), self.case.labels)
 
     def left_and_accuracy(self, method: WeightMethod, views: Views, kept: Sequence[float]) -> tuple[float, float]:
         """What is left of the weights of `views`, and of the accuracy, where each layer keeps its share."""

@@ -19,20 +19,21 @@ BATCH = 256
 
 
 def answers(model: onnx.ModelProto | Path, samples: NDArray[Any]) -> Floats:
-    """(n, outputs): the first output, flattened per sample."""
+    """(n, outputs): the first output, flattened per sample; where the batch size is fixed, of the samples that fill batches."""
     content = str(model) if isinstance(model, Path) else model.SerializeToString()
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     entry = session.get_inputs()[0]
-    step = entry.shape[0] if isinstance(entry.shape[0], int) else BATCH
-    found = [
-        session.run(None, {entry.name: samples[i : i + step]})[0].reshape(min(step, len(samples) - i), -1)
-        for i in range(0, len(samples), step)
-    ]
-    return np.concatenate(found).astype(np.float64)
+    fixed = isinstance(entry.shape[0], int)
+    step = entry.shape[0] if fixed else BATCH
+    parts = [samples[i : i + step] for i in range(0, len(samples) // step * step if fixed else len(samples), step)]
+    return np.concatenate([session.run(None, {entry.name: part})[0].reshape(len(part), -1) for part in parts]).astype(np.float64)
 
 
 def accuracy(found: Floats, labels: NDArray[Any]) -> float:
-    return float((found.argmax(1) == labels).mean())
+    """The share of `answers` whose largest is that of the label; labels beyond the last answer do not count."""
+    return float((found.argmax(1) == labels.reshape(-1)[: len(found)]).mean())
 
 
 def l1_error(found: Floats, original: Floats) -> float:

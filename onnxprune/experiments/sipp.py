@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import onnxruntime
-from numpy.typing import NDArray
+import onnx
 
 from onnxprune.calibration.samples import open_samples
 from onnxprune.contract import WeightMethod
 from onnxprune.decide import weights as decide
 from onnxprune.devices import choose_device
 from onnxprune.experiments.experiment import Case, Figure, Line, Progress, Result, experiment
+from onnxprune.experiments.scoring import accuracy, answers
 from onnxprune.graph import find, load
 from onnxprune.methods import create
 from onnxprune.methods.sipp import SippDet
@@ -37,7 +36,7 @@ Scores = dict[tuple[str, str], list[list[float]]]
 @experiment("sipp-curves", "SiPP, Fig. 3 and S1, before any retraining", "cnn")
 def curves(case: Case, seeds: int, progress: Progress) -> Result:
     """Accuracy at each ratio; the random variants on `seeds` draws. Sensitivities are measured once for all."""
-    before = _accuracy(str(case.model), case)
+    before = accuracy(answers(case.model, case.test), case.labels)
     found: Scores = {}
     plan = [(method, "none") for method in METHODS | BASELINE] + [(method, "least-squares") for method in REFITTED]
     pruned = _Pruned(case)
@@ -46,7 +45,8 @@ def curves(case: Case, seeds: int, progress: Progress) -> Result:
             progress(f"{method}, {REPAIRS[repair]}, {ratio:.0%}", (number + step / len(RATIOS)) / len(plan))
             make = pruned.refitted if repair != "none" else pruned.plain
             draws = range(seeds if method in RANDOM else 1)
-            found.setdefault((method, repair), []).append([_accuracy(make(method, ratio, seed), case) for seed in draws])
+            made = (make(method, ratio, seed) for seed in draws)
+            found.setdefault((method, repair), []).append([accuracy(answers(m, case.test), case.labels) for m in made])
     rows = [_row(NAMES[method], repair, found[method, repair], before) for method, repair in plan]
     header = ("method", "repair", *(f"-{ratio:.0%}" for ratio in RATIOS), f"goes for {TOLERANCE:.0%}")
     return Result(header, rows, [_figure(found, before)], _remarks(found, before), CLAIM, _verdict(found, before))
@@ -75,31 +75,19 @@ class _Pruned:
             lambda stage, share: None,
         )
 
-    def plain(self, method: str, ratio: float, seed: int) -> bytes:
+    def plain(self, method: str, ratio: float, seed: int) -> onnx.ModelProto:
         made = create(method)
         assert isinstance(made, WeightMethod)
         decided = decide.decide(made, self.views, self.sites, "auto", ratio, None, seed)
         thinned = {site.name: Thinned(site.layer, decided.plans[site.name]) for site in self.sites}
-        return bytes(sparsify(self.graph, thinned).SerializeToString())
+        return sparsify(self.graph, thinned)
 
-    def refitted(self, method: str, ratio: float, seed: int) -> bytes:
+    def refitted(self, method: str, ratio: float, seed: int) -> onnx.ModelProto:
         case = self.case
-        result = prune(
+        return prune(
             case.model, method, ratio, data=case.calibration, test_data=case.test[:8], samples=len(case.calibration),
             latency=False, seed=seed,
-        )  # fmt: skip
-        return bytes(result.model.SerializeToString())
-
-
-def _accuracy(model: bytes | str, case: Case) -> float:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    entry = session.get_inputs()[0]
-    step = entry.shape[0] if isinstance(entry.shape[0], int) else BATCH
-    parts = [session.run(None, {entry.name: case.test[i : i + step]})[0] for i in range(0, len(case.test), step)]
-    classes: NDArray[Any] = np.concatenate(parts).reshape(len(case.test), -1).argmax(1)
-    return float((classes == case.labels).mean())
+        ).model  # fmt: skip
 
 
 def _means(scores: Sequence[Sequence[float]]) -> list[float]:

@@ -16,16 +16,16 @@ from typing import Any
 
 from onnxprune import account
 from onnxprune.budget.allocate import Counts, by_ratio, by_target, resource
-from onnxprune.calibration.repair import LayerRepair, Repair, repairable
+from onnxprune.calibration.refittable import behind_channels
+from onnxprune.calibration.repair import LayerRepair, Repair
 from onnxprune.compensation.least_squares import least_squares, match_moments
 from onnxprune.contract import ChannelMethod, ChannelPlan
 from onnxprune.decide import bounds
 from onnxprune.decide import channels as decide
 from onnxprune.decide import labels as guarantee
-from onnxprune.decide.evidence import check_weights
 from onnxprune.errors import NothingToPruneError, UsageError
 from onnxprune.graph import find
-from onnxprune.jobs.job import Job, Outcome
+from onnxprune.jobs.job import PROOF_BATCH, Job, Outcome
 from onnxprune.network import Bools
 from onnxprune.request import WEIGHT_BUDGETS, Request, prefers_width
 from onnxprune.rewrite.arrange import Orders, original_positions
@@ -34,8 +34,6 @@ from onnxprune.rewrite.finish import reweigh
 from onnxprune.rewrite.prove import prove
 
 SOLVERS = {"least-squares": least_squares, "mean": match_moments}
-# Samples on which the rewrite is held against its masked twin.
-PROOF_BATCH = 2
 
 
 @dataclass
@@ -67,14 +65,15 @@ class ChannelJob(Job):
         with self.clock.stage("rewrite"):
             made = cut(self.graph, self.network, alive)
         with self.clock.stage("prove"):
-            difference = prove(self.graph, self.network, alive, made.model, self.samples.few(PROOF_BATCH), self.device)
+            few = self.samples.few(PROOF_BATCH)
+            difference = prove(self.graph, self.network, alive, made.model, few, self.device, self.broken.keys())
         with self.clock.stage("repair"):
             done, left = self._repair(made, alive, plans)
         told = self._told(made, counts, decisions, difference)
         if self._tells_bounds:
             with self.clock.stage("bounds"):
                 told["bounds"] = self._bounds(decisions, plans, asked)
-        return Outcome(made.model, done, left, told, account.shortfall(told["alignment"]))
+        return Outcome(made.model, done, left, told, account.missed_channels(told["alignment"]))
 
     def options(self) -> dict[str, Any]:
         request = self.request
@@ -91,8 +90,12 @@ class ChannelJob(Job):
             "removed": positions.removed,
             "removed_by_block": positions.removed_by_block,
             "reordered": positions.reordered,
-            "alignment": account.alignment_figures(self.request.align, choices, counts, self.request.ratio),
-            "proof": account.proof_figures(difference, self.samples, PROOF_BATCH, through_norms=bool(self.network.norms)),
+            "alignment": account.alignment_figures(
+                self.request.align, choices, counts, self.request.ratio, error_first=self.request.error_first
+            ),
+            "proof": account.proof_figures(
+                difference, self.samples, PROOF_BATCH, through_norms=bool(self.network.norms), broken=bool(self.broken)
+            ),
         }
 
     @property
@@ -156,10 +159,10 @@ class ChannelJob(Job):
         if request.guarantee_labels is not None and not request.only:
             last = guarantee.last_layer(self.graph, self.network).name
             groups = [group for group in groups if last in group.readers]
-        check_weights(self.graph, self.network)
+        self.check_weights(decide.weights_of(self.network, groups))
         if request.repair_kind != "none" or request.reweigh:  # else what stays is promised to be as it was, bit for bit
             few = self.samples.few(PROOF_BATCH)
-            self.graph, self.orders = decide.arranged(self.graph, self.network, groups, few, self.device)
+            self.graph, self.orders = decide.arranged(self.graph, self.network, groups, few, self.device, self.broken.keys())
         if self.orders:
             self.network = find(self.graph, inner=prefers_width(request.kinds), through_norms=request.through_norms)
             groups = [self.network.group[group.name] for group in groups]
@@ -216,7 +219,7 @@ class ChannelJob(Job):
         kind = self.request.repair_kind
         if kind == "none":
             return [], reweigh(made, self.graph, self.network, plans) if self.request.reweigh else {}
-        layers, left = repairable(self.graph, self.network, alive)
+        layers, left = behind_channels(self.graph, self.network, alive, self.broken.keys())
         worker = Repair(self.graph, self.network, made, alive, solver=SOLVERS[kind], device=self.device, seed=self.request.seed)
         return worker.run(
             layers, self.samples.calibration, self.batch(), self.progress, sequential=self.request.sequential is not False

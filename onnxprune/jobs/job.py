@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -20,6 +20,7 @@ from onnxprune.calibration.samples import Samples
 from onnxprune.contract import Method
 from onnxprune.decide import labels as guarantee
 from onnxprune.decide.bounds import refuse_unbounded
+from onnxprune.decide.evidence import check_weights
 from onnxprune.devices import Device
 from onnxprune.errors import NothingToPruneError, UsageError
 from onnxprune.figures import SCHEMA, LatencyFigures, Report
@@ -27,7 +28,7 @@ from onnxprune.graph import Graph, ModelFile, find, prepare
 from onnxprune.graph.recurrence import recurrent_layers
 from onnxprune.methods import known
 from onnxprune.network import Layer, Network
-from onnxprune.request import Request
+from onnxprune.request import Request, in_words
 from onnxprune.rewrite.finish import finish
 from onnxprune.rewrite.prove import check_valid
 from onnxprune.rewrite.save import check_target, save
@@ -40,6 +41,8 @@ from onnxprune.version import __version__
 Progress = Callable[[str, float], None]
 # Bytes of the largest activation of one batch, and the fewest samples of a batch whatever their size.
 BATCH_BYTES, FEWEST_AT_ONCE = 1 << 20, 4
+# Samples on which a rewrite is held against what it must equal.
+PROOF_BATCH = 2
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ class Job(ABC):
     device: Device
     progress: Progress
     clock: Clock
+    # Weights that hold no numbers, each with the layer that reads it: nothing is done to them.
+    broken: dict[str, str] = field(default_factory=dict, init=False)
 
     @abstractmethod
     def make(self) -> Outcome:
@@ -124,15 +129,21 @@ class Job(ABC):
         """Raises UsageError where something was asked for that this kind of job knows nothing of: silence would be a promise."""
         for name, default in cls.foreign.items():
             if getattr(request, name) != default:
-                what = _asked(name, getattr(request, name))
+                what = in_words(name, getattr(request, name))
                 raise UsageError(
                     f"{what} has no meaning for method {request.method!r}", "leave it out, or see `onnxprune methods`"
                 )
+        request.check_together()
 
     def check_bound(self) -> None:
         """Raises UsageError where an error is asked for of a method that has no bound."""
         if self.request.error_first and not getattr(self.method, "bounded", False):
             raise refuse_unbounded(self.method.name, known())
+
+    def check_weights(self, touched: Set[str]) -> None:
+        """Raises ModelError where weights that are to be pruned hold no numbers; others are remembered, and told."""
+        few = self.samples.few(PROOF_BATCH)
+        self.broken = check_weights(self.graph, self.network, touched, few, self.device)
 
     def required(self, layer: Layer, *, additive: bool) -> guarantee.Required:
         """The error of one layer with which the wanted share of labels stays."""
@@ -197,7 +208,8 @@ class Job(ABC):
         mode = "none" if request.repair_kind == "none" else "sequential" if request.sequential is not False else "parallel"
         figures = account.model_figures(None, pruned, find(pruned))
         figures["bytes"] = made.model.ByteSize()
-        notes = [*self.file.notes, *self.samples.warnings, *([self.device.note] if self.device.note else []), *warnings]
+        notes = [*self.file.notes, *self.samples.warnings, *([self.device.note] if self.device.note else [])]
+        notes += [*account.left_broken(self.broken), *account.grown(made.done), *warnings]
         report = Report(
             schema=SCHEMA,
             tool={"name": "onnxprune", "version": __version__},
@@ -249,12 +261,3 @@ class Job(ABC):
     def latency(self, model: onnx.ModelProto, seconds: float = 6.0) -> LatencyFigures:
         feeds = next(self.samples.test.batches(1))
         return time_models(self.graph.model, model, feeds, device=self.device, threads=self.request.threads, seconds=seconds)
-
-
-def _asked(name: str, value: Any) -> str:
-    """An option as a person would say it."""
-    said = name.replace("_", " ")
-    if isinstance(value, bool):
-        return said if value else {"sequential": "parallel"}.get(name, f"no {said}")
-    shown = value if not isinstance(value, tuple) else (":" if name == "pattern" else ", ").join(map(str, value))
-    return f"{said} ({shown})"

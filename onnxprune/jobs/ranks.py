@@ -18,30 +18,25 @@ import numpy as np
 import onnx
 
 from onnxprune import account
-from onnxprune.budget.ranks import Ranks, Spectrum, by_target
+from onnxprune.budget.ranks import Ranks, Spectrum, by_target, share_gone
 from onnxprune.calibration.fitting import fixed_batch
+from onnxprune.calibration.refittable import behind_weights, reading
 from onnxprune.calibration.repair import LayerRepair, Repair
-from onnxprune.calibration.segments import Parts, reads
+from onnxprune.calibration.segments import Parts
 from onnxprune.compensation.least_squares import least_squares, match_moments
 from onnxprune.contract import RankMethod
 from onnxprune.decide import ranks as decide
-from onnxprune.decide.evidence import check_weights
 from onnxprune.decide.weights import Site, Views, choose, sites
 from onnxprune.errors import NothingToPruneError, UsageError
 from onnxprune.figures import RankFigures
 from onnxprune.graph import find, prepare
-from onnxprune.graph.structure import Graph
-from onnxprune.jobs.job import Job, Outcome
-from onnxprune.jobs.weights import not_refitted
-from onnxprune.network import Layer, Network
+from onnxprune.jobs.job import PROOF_BATCH, Job, Outcome
 from onnxprune.request import WEIGHT_BUDGETS, Request
 from onnxprune.rewrite.cut import Cut
 from onnxprune.rewrite.factorise import Split, dense_twin, factorised, whole_twin
 from onnxprune.rewrite.prove import prove_factorised
 
 SOLVERS = {"least-squares": least_squares, "mean": match_moments}
-# Samples on which the thin layers are held against their product.
-PROOF_BATCH = 2
 
 
 @dataclass
@@ -73,9 +68,9 @@ class RankJob(Job):
 
     def make(self) -> Outcome:
         request = self.request
-        check_weights(self.graph, self.network)
         found, left = sites(self.graph, self.network)
         chosen, left = decide.select(self.graph, choose(found, request.only, request.skip, keep_ends=request.keep_ends), left)
+        self.check_weights({site.name for site in chosen})
         with self.clock.stage("decide"):
             views = Views(
                 self.graph, chosen, self.method, self.samples.calibration, self.batch(), self.device, request.seed, self.progress
@@ -91,11 +86,14 @@ class RankJob(Job):
             model = factorised(self.graph, splits)
         with self.clock.stage("prove"):
             twin = dense_twin(self.graph, splits)
-            difference = prove_factorised(self.graph, twin, model, self.samples.few(PROOF_BATCH), self.device)
+            few = self.samples.few(PROOF_BATCH)
+            difference = prove_factorised(self.graph, twin, model, few, self.device, self.broken.keys())
             del twin
         with self.clock.stage("repair"):
             done, unfit = self._repair(model)
-        return Outcome(model, done, unfit, self._told(found, spectra, ranks, left, difference))
+        why, remedy = "every layer keeps rank 1", "ask for less, or use a -channel method, which takes whole outputs"
+        warnings = account.missed(request.ratio, share_gone(spectra, ranks), "eligible weights", why, remedy)
+        return Outcome(model, done, unfit, self._told(found, spectra, ranks, left, difference), warnings)
 
     def options(self) -> dict[str, Any]:
         return {"keep_ends": self.request.keep_ends}
@@ -122,33 +120,15 @@ class RankJob(Job):
             return [], {}
         graph, _ = prepare(model, self.graph.inputs)
         network = find(graph)
-        layers, left = self._refittable(graph, network)
+        # The first of each two gives a tensor that the original does not know.
+        first = {index for index, node in enumerate(graph.nodes) if node.output[0] not in self.graph.producer}
+        layers, left = behind_weights(graph, network, first, reading(graph, self.broken.keys()), fixed=first)
         teacher = Parts(graph, whole_twin(self.graph, model), self.graph.model)
         worker = Repair(
             graph, network, Cut(model, {}, {}), np.ones(network.channel_count, bool), solver=SOLVERS[kind], device=self.device,
             seed=self.request.seed, teacher=teacher,
         )  # fmt: skip
         return worker.run(layers, self.samples.calibration, self.batch(), self.progress, sequential=True), left
-
-    def _refittable(self, graph: Graph, network: Network) -> tuple[list[Layer], dict[str, str]]:
-        """The second of each two layers and what reads their outputs, in order; those left out with the reason."""
-        known = {layer.node: layer for layer in network.layers}
-        changed: set[str] = set()
-        found: list[Layer] = []
-        left: dict[str, str] = {}
-        for index, node in enumerate(graph.nodes):
-            first = node.output[0] not in self.graph.producer
-            if not first and changed.isdisjoint(reads(graph, index)):
-                continue
-            changed.update(o for o in node.output if o)
-            layer = known.get(index)
-            if first or layer is None:
-                continue
-            if why := not_refitted(layer):
-                left[layer.name] = why
-            else:
-                found.append(layer)
-        return found, left
 
     def _told(
         self, found: Sequence[Site], spectra: Sequence[Spectrum], ranks: Ranks, left: Mapping[str, str], difference: float
@@ -160,6 +140,7 @@ class RankJob(Job):
         two = sum(row["rank"] is not None for row in rows)
         layers = "1 matrix" if two == 1 else f"{two} matrices"
         summary = f"before repair {layers} as two give what their products give, {equal} on {count} samples"
+        summary += account.REPLACED if self.broken else ""
         return {
             "groups": account.group_figures(self.network, {}),
             "ranks": rows,

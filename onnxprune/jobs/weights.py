@@ -19,30 +19,24 @@ import numpy as np
 import onnx
 
 from onnxprune import account
+from onnxprune.budget.weights import FLOOR
+from onnxprune.calibration.refittable import behind_weights, reading
 from onnxprune.calibration.repair import LayerRepair, Repair
-from onnxprune.calibration.segments import reads
 from onnxprune.compensation.least_squares import match_moments
 from onnxprune.compensation.masked import masked_least_squares
 from onnxprune.contract import WeightMethod
 from onnxprune.decide import bounds
 from onnxprune.decide import labels as guarantee
 from onnxprune.decide import weights as decide
-from onnxprune.decide.evidence import check_weights
 from onnxprune.errors import UsageError
-from onnxprune.figures import Report
-from onnxprune.jobs.job import Job, Outcome
-from onnxprune.matrix import fan_in
-from onnxprune.network import Layer
+from onnxprune.figures import Report, WeightFigures
+from onnxprune.jobs.job import PROOF_BATCH, Job, Outcome
 from onnxprune.rewrite.cut import Cut
 from onnxprune.rewrite.sparsify import Thinned, prove_zeros, sparsify
 from onnxprune.rewrite.store_sparse import same_function, store_sparse
 from onnxprune.sparsity import sparsity_figures, storage_figures, weight_figures
 
 SOLVERS = {"least-squares": masked_least_squares, "mean": match_moments}
-# A layer with more inputs is not refitted: the sums of products of its inputs would be gigabytes.
-WIDEST = 8192
-# Samples on which sparse storage is held against dense.
-PROOF_BATCH = 2
 
 
 @dataclass
@@ -56,7 +50,6 @@ class WeightJob(Job):
 
     def make(self) -> Outcome:
         request = self.request
-        check_weights(self.graph, self.network)
         found, left = decide.sites(self.graph, self.network)
         chosen, left = decide.select(
             found, left, self.method, request.only, request.skip, keep_ends=request.keep_ends, pattern=request.pattern
@@ -64,6 +57,8 @@ class WeightJob(Job):
         asked = None
         if request.guarantee_labels is not None:
             chosen = [self._one(chosen)]
+        self.check_weights({site.name for site in chosen})
+        if request.guarantee_labels is not None:
             with self.clock.stage("labels"):
                 asked = self.required(chosen[0].layer, additive=False)
         with self.clock.stage("decide"):
@@ -82,7 +77,7 @@ class WeightJob(Job):
         told = self._told(model, found, chosen, left, zeros)
         with self.clock.stage("bounds"):
             told["bounds"] = dict(self.method.bounds(decided.facts, self.samples.calibration.count) if decided.facts else {})
-            warnings = told["bounds"].pop("warnings", ())
+            warnings = [*self._limits(told["weights"]), *told["bounds"].pop("warnings", ())]
             if self._tells_bounds:
                 told["bounds"] = bounds.joined(told["bounds"], self._bounds(chosen, decided, asked))
         return Outcome(model, done, not_refitted, told, warnings)
@@ -97,7 +92,7 @@ class WeightJob(Job):
         epsilon = request.epsilon if asked is None else asked.epsilon
         if epsilon is not None:
             decided = decide.within(self.method, views, epsilon, request.seed)
-            if all(bool(plan.keep.all()) for plan in decided.plans.values()):
+            if not decided.removed:
                 raise self.nothing_within(epsilon, asked)
             return decided
         return decide.decide(
@@ -105,11 +100,25 @@ class WeightJob(Job):
             bounds=self._tells_bounds,
         )  # fmt: skip
 
+    def _limits(self, rows: Sequence[WeightFigures]) -> list[str]:
+        """Where floors kept more weights than was asked for, or some matrices lost all of theirs."""
+        chosen = [row for row in rows if row["reason"] is None]
+        emptied = account.emptied([row["name"] for row in chosen if row["zeros_before"] < row["zeros"] == row["weights"]])
+        if self.request.error_first:
+            return emptied
+        got = sum(row["zeros"] for row in chosen) / max(sum(row["weights"] for row in chosen), 1)
+        why = f"every layer keeps {100 * FLOOR:g} % of its weights, or one, where layers compete"
+        remedy = "ask for less, or let each lose the same share: --budget uniform"
+        return emptied + account.missed(self.request.share_removed, got, "weights", why, remedy)
+
     def _one(self, chosen: Sequence[decide.Site]) -> decide.Site:
         """The matrix whose error is to leave labels alone: the one that was named, else the last layer's."""
         if not self.request.only:
             last = guarantee.last_layer(self.graph, self.network)
             chosen = [site for site in chosen if last.name in {layer.name for layer in site.layers}]
+            if not chosen:
+                problem = f"labels are guaranteed by the last layer, and {last.name!r} is left alone"
+                raise UsageError(problem, "name another with --only")
         if len(chosen) != 1:
             raise UsageError(
                 f"labels are guaranteed by one layer at a time, and {len(chosen)} are chosen", "name one with --only"
@@ -160,7 +169,8 @@ class WeightJob(Job):
         kind = self.request.repair_kind
         if kind == "none":
             return [], {}
-        layers, left = self._refittable(pruned)
+        altered, broken = (reading(self.graph, names) for names in (pruned, self.broken.keys()))
+        layers, left = behind_weights(self.graph, self.network, altered, broken)
         everything = np.ones(self.network.channel_count, bool)
         worker = Repair(
             self.graph, self.network, Cut(model, {}, {}), everything, solver=SOLVERS[kind], device=self.device,
@@ -170,29 +180,6 @@ class WeightJob(Job):
             layers, self.samples.calibration, self.batch(), self.progress, sequential=self.request.sequential is not False
         )
         return done, left
-
-    def _refittable(self, pruned: set[str]) -> tuple[list[Layer], dict[str, str]]:
-        """Layers that lost weights or whose input changed by that, in order, and those left out with the reason."""
-        known = {layer.node: layer for layer in self.network.layers}
-        changed: set[str] = set()
-        found: list[Layer] = []
-        left: dict[str, str] = {}
-        for index, node in enumerate(self.graph.nodes):
-            names = reads(self.graph, index)
-            stored = {s.parameter for n in names if n in self.graph.constants and (s := self.graph.stored(n)) is not None}
-            if not stored & pruned and changed.isdisjoint(names):
-                continue
-            outputs = {o for o in node.output if o and o not in self.graph.constants}
-            changed |= outputs
-            layer = known.get(index)
-            if layer is None:
-                # What only turns a weight around is no layer: the one that reads it is refitted.
-                left |= {self.graph.label(index): f"{node.op_type} is not refitted"} if stored & pruned and outputs else {}
-            elif why := not_refitted(layer):
-                left[layer.name] = why
-            else:
-                found.append(layer)
-        return found, left
 
     def _told(
         self, model: onnx.ModelProto, found: Sequence[decide.Site], chosen: Sequence[decide.Site], left: Mapping[str, str],
@@ -214,12 +201,3 @@ class WeightJob(Job):
             ),
             "proof": {"summary": summary, "zeros": zeros},
         }
-
-
-def not_refitted(layer: Layer) -> str:
-    """Why a layer cannot be refitted; empty where it can."""
-    if layer.shared:
-        return "its weights are shared with another layer"
-    if layer.quantised:
-        return "its weights are quantised"
-    return f"it has more than {WIDEST:,} inputs" if fan_in(layer) > WIDEST else ""

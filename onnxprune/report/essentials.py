@@ -52,13 +52,15 @@ def headline(report: Figures) -> str:
     groups: list[Figures] = report.get("groups") or []
     channels, kept = (sum(g[key] for g in groups) for key in ("channels", "kept"))
     parts = []
-    target = (report.get("options") or {}).get("target")
-    if target:
-        parts.append(f"target {_target(target)} asked")
+    options = report.get("options") or {}
+    if options.get("target"):
+        parts.append(f"target {_target(options['target'])} asked")
+    elif error := _asked_of_errors(options):
+        parts.append(error)
     elif report.get("ratio") is not None:
-        parts.append(f"ratio {report['ratio']:.2f} asked")
+        parts.append(f"ratio {units.share(report['ratio'])} asked")
     if channels:
-        parts.append(f"{1 - kept / channels:.2f} of the channels gone")
+        parts.append(f"{units.share(1 - kept / channels)} of the channels gone")
     macs = report["original"]["macs"], report["pruned"]["macs"]
     if macs[0]:
         share = f"{macs[1] / macs[0]:.2f}"
@@ -75,28 +77,36 @@ def _weights_headline(report: Figures) -> str:
     chosen = sum(row["zeros"] for row in rows) / max(sum(row["weights"] for row in rows), 1)
     # Where matrices are left alone the share of the whole is another one than was asked for.
     if abs(chosen - sparsity["share"]) >= 0.005:
-        parts.append(f"{chosen:.2f} of the weights in {units.plural(len(rows), 'pruned matrix')} are zero")
-    parts.append(f"{sparsity['share']:.2f} of all weights are zero")
+        parts.append(f"{units.share(chosen)} of the weights in {units.plural(len(rows), 'pruned matrix')} are zero")
+    parts.append(f"{units.share(sparsity['share'])} of all weights are zero")
     return ", ".join(part for part in parts if part)
 
 
 def _asked_of_weights(sparsity: Figures, options: Figures) -> str:
     if options.get("pattern"):
         return f"pattern {options['pattern']} asked"
+    if error := _asked_of_errors(options):
+        return error
+    return f"{units.share(sparsity['share_asked'])} of the weights asked" if sparsity.get("share_asked") is not None else ""
+
+
+def _asked_of_errors(options: Figures) -> str:
     if options.get("epsilon") is not None:
         return f"an error of at most {options['epsilon']:g} asked"
     if options.get("guarantee_labels") is not None:
         return f"{options['guarantee_labels']:g} of the labels to be guaranteed"
-    return f"{sparsity['share_asked']:.2f} of the weights asked" if sparsity.get("share_asked") is not None else ""
+    return ""
 
 
 def _ranks_headline(report: Figures) -> str:
     rows: list[Figures] = report["ranks"]
     options = report.get("options") or {}
     split = sum(row["rank"] is not None for row in rows)
-    asked = f"target {_target(options['target'])} asked" if options.get("target") else f"ratio {report['ratio']:.2f} asked"
+    asked = (
+        f"target {_target(options['target'])} asked" if options.get("target") else f"ratio {units.share(report['ratio'])} asked"
+    )
     before, after = (sum(row[key] for row in rows if row["lost"] is not None) for key in ("parameters_before", "parameters"))
-    gone = f"{1 - after / before:.2f} of the eligible weights gone" if before else ""
+    gone = f"{units.share(1 - after / before)} of the eligible weights gone" if before else ""
     macs = report["original"]["macs"], report["pruned"]["macs"]
     left = f"{macs[1] / macs[0]:.2f} of the MACs left" if macs[0] else ""
     return ", ".join(part for part in (asked, f"{split} of {units.plural(len(rows), 'matrix')} became two", gone, left) if part)
@@ -183,7 +193,7 @@ def _deviation(d: Figures) -> tuple[str, ...]:
     cosine = units.UNDEFINED if d["cosine"] is None else f"{d['cosine']:.4f}"
     snr = "no noise" if d["snr_db"] is None and d["max_abs"] == 0 else units.UNDEFINED
     if d["snr_db"] is not None:
-        snr = f"{d['snr_db']:.1f} dB"
+        snr = f"{round(d['snr_db'], 1) + 0.0:.1f} dB"
     agreement = units.UNDEFINED if d["top1_agreement"] is None else units.percent(d["top1_agreement"])
     return (*plain, cosine, snr, agreement)
 

@@ -42,6 +42,12 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
+def share(value: float) -> str:
+    """Two decimals, more where they would make all of nearly all, or nothing of hardly anything."""
+    texts = [f"{value:.{digits}f}" for digits in range(2, 7)]
+    return next((text for text in texts if value in (0, 1) or 0 < float(text) < 1), texts[0])
+
+
 def change(original: float, pruned: float) -> str:
     """By how much it changed, in percent with its sign."""
     if not original:

@@ -30,13 +30,13 @@ class Thinned:
 def sparsify(graph: Graph, plans: Mapping[str, Thinned]) -> onnx.ModelProto:
     """A new model with every plan carried out; `graph.model` is left as it is. Weights that stay unchanged keep their bytes."""
     model = light_copy(graph.model, lambda tensor: tensor.name in plans)
-    stored = _stored(model)
+    stored = stored_tensors(model)
     for name, thinned in plans.items():
         replace_numbers(stored[name], graph.parameters[name], _value(graph.array(name), thinned))
     return model
 
 
-def _stored(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+def stored_tensors(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     """Initializers and the values of Constant nodes, by name."""
     constants = {
         node.output[0]: node.attribute[0].t
@@ -48,7 +48,7 @@ def _stored(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
 
 def stored_arrays(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
     """Every initializer and constant tensor, by name."""
-    return {name: numpy_helper.to_array(tensor) for name, tensor in _stored(model).items()}
+    return {name: numpy_helper.to_array(tensor) for name, tensor in stored_tensors(model).items()}
 
 
 def _value(value: NDArray[Any], thinned: Thinned) -> NDArray[Any]:
@@ -68,7 +68,7 @@ def kept(thinned: Thinned, shape: tuple[int, ...]) -> NDArray[np.bool_]:
 
 def prove_zeros(model: onnx.ModelProto, plans: Mapping[str, Thinned]) -> int:
     """The zeros of the pruned parameters. Raises ProofError where a weight that had to go is there, or is not a number."""
-    stored = _stored(model)
+    stored = stored_tensors(model)
     zeros = 0
     for name, thinned in plans.items():
         value = numpy_helper.to_array(stored[name]).astype(np.float64)

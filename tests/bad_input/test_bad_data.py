@@ -92,6 +92,11 @@ def test_missing_files(prune, place, option):
     prune(*given, option, "nowhere.npz", says=["nowhere.npz"])
 
 
+def test_options_of_images_without_images(prune, refused):
+    prune("--data", "data.npz", "--mean", "0.5", "--std", "2", says=["mean and std are for images", "npz file data.npz"])
+    refused("compare", "net.onnx", "net.onnx", "--data", "data.npz", "--layout", "nhwc", says=["layout is for images"])
+
+
 def test_files_of_no_known_kind(prune, place):
     (place / "data.parquet").write_bytes(b"PAR1")
     prune("--data", "data.parquet", says=["data.parquet", ".npz"])

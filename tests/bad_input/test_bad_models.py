@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from workplace import built, good, tensor
+from workplace import QUICK, built, good, tensor
 
 node = helper.make_node
 
@@ -202,7 +202,36 @@ def test_weights_that_are_no_numbers(prune, place, value):
     array[3, 5] = value
     model.graph.initializer[2].CopyFrom(onnx.numpy_helper.from_array(array, "w2"))
     write(model)
-    prune(says=["w2", "NaN or infinity"])
+    prune(says=["w2", "NaN or infinity", "train or export it again, or leave it alone: --skip 'fc2'"])
+
+
+def broken_at_the_end(part):
+    model = good()
+    array = np.array(onnx.numpy_helper.to_array(model.graph.initializer[4]))
+    array[part] = np.nan
+    model.graph.initializer[4].CopyFrom(onnx.numpy_helper.from_array(array, "w3"))
+    write(model)
+    return array
+
+
+@pytest.mark.parametrize("method", ["coreset-channel --align 1", "magnitude", "svd"])
+def test_weights_that_are_no_numbers_may_be_skipped(place, run, method):
+    """One of four outputs is NaN: the rest is worth pruning, and nothing touches what was skipped."""
+    array = broken_at_the_end(np.s_[3, 2])
+    given = ("--ratio", "0.4", *QUICK, "--data", "data.npz", "--skip", "fc3", "--method", *method.split())
+    result = run("net.onnx", *given)
+    assert result.exit_code == 0, result.stderr
+    said = " ".join(result.stdout.split())
+    assert "warning NaN or infinity in the weights 'w3' of layer 'fc3', which stay as they are" in said
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load("net.pruned.onnx").graph.initializer}
+    assert np.array_equal(stored.pop("w3"), array, equal_nan=True)
+    assert all(np.isfinite(value).all() for value in stored.values())
+    assert sum(np.count_nonzero(value) for name, value in stored.items() if name.startswith("w")) < 0.8 * (8 * 16 + 16 * 12)
+
+
+def test_a_model_that_gives_no_numbers_is_refused_whatever_is_skipped(prune, place):
+    broken_at_the_end(np.s_[3])
+    prune("--data", "data.npz", "--skip", "fc3", says=["'w3' of layer 'fc3' holds NaN", "so do all outputs of the model"])
 
 
 def test_strings_as_input(prune, place):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 from tiny_nets import NETS, inputs_for
 
 import onnxprune
+from onnxprune.calibration import noise
 from onnxprune.calibration.samples import open_samples, valid_ids
-from onnxprune.errors import DataError, ModelError
+from onnxprune.errors import DataError, ModelError, UsageError
 from onnxprune.graph import load, prepare
 
 
@@ -79,9 +81,30 @@ def test_the_graph_is_traced_at_the_sizes_of_the_samples():
 def test_without_data_there_is_noise_with_a_warning():
     _, found = opened(NETS["chain"](), None)
     assert not found.calibration.real
-    assert any("noise" in w for w in found.warnings)
-    assert len(found.warnings) == len(set(found.warnings))
+    assert found.warnings == [noise.WARNING]
     assert found.calibration.count == 64
+
+
+def test_what_was_fitted_to_noise_and_judged_by_samples_is_said_to_be():
+    """Not that deviations mean nothing: they were measured on real samples."""
+    model = NETS["chain"]()
+    _, found = opened(model, None, inputs_for(model, 30))
+    assert found.warnings == [noise.UNFITTED]
+
+
+def test_what_is_for_images_needs_images(tmp_path):
+    model, data = NETS["chain"](), inputs_for(NETS["chain"](), 30)
+    for given, says in (
+        ({"mean": 0.5}, "mean is for images, and there are none in array; leave it out"),
+        ({"std": [0.5], "layout": "nhwc"}, "std and layout are for images"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            opened(model, data, **given)
+        with pytest.raises(UsageError, match=says.split(";")[0].replace("array", "noise")):
+            opened(model, None, **given)
+    Image.new("RGB", data.shape[2:]).save(tmp_path / "one.png")
+    _, found = opened(model, data, tmp_path, mean=0.5)
+    assert next(found.test.batches(1))["x"].max() == -0.5
 
 
 def test_batches_leave_some_for_judging_the_fit():

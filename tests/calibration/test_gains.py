@@ -70,3 +70,15 @@ def test_the_same_seed_measures_the_same():
 def test_one_sample_is_enough_to_run():
     found = gains(NETS["chain"](), count=1)
     assert all(np.isfinite(v) for v in found.values())
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_outputs_that_are_no_numbers_say_nothing(value):
+    """A masked entry, or a broken layer, of an output: the gain is that of the others."""
+    found = {}
+    for name, row in {"there": [0.0] * 6, "masked": [value] + [0.0] * 5, "all": [value] * 6}.items():
+        net = Net(21)
+        first = net.gemm("x", 4, 6)
+        found[name] = gains(net.model((4,), net.node("Add", first, net.constant(row, "mask"))))["gemm0"]
+    assert found["masked"] == pytest.approx(found["there"], rel=0.2)
+    assert found["all"] == 0.0

@@ -12,7 +12,8 @@ from onnx import numpy_helper
 from tiny_nets import NETS, Net, chain, inputs_for, matmuls, no_bias, shared_bias, shared_weight
 
 from onnxprune.calibration import repair as module
-from onnxprune.calibration.repair import Levels, Repair, repairable
+from onnxprune.calibration.refittable import behind_channels
+from onnxprune.calibration.repair import Levels, Repair
 from onnxprune.calibration.samples import input_specs
 from onnxprune.calibration.sources import open_source
 from onnxprune.compensation.least_squares import least_squares, match_moments
@@ -56,7 +57,7 @@ def prune_randomly(model, share=0.4, seed=0, only=None):
 
 
 def repair(case, solver=least_squares, sequential=True, batch=16):
-    layers, left = repairable(case.graph, case.network, case.alive)
+    layers, left = behind_channels(case.graph, case.network, case.alive)
     worker = Repair(case.graph, case.network, case.made, case.alive, solver=solver, device=CPU, seed=0)
     return worker.run(layers, case.source, batch, silent, sequential=sequential), left
 
@@ -140,7 +141,7 @@ def test_what_was_not_pruned_upstream_is_not_touched():
 
 def test_nothing_pruned_is_nothing_to_repair():
     case = prune_randomly(chain(), share=0.0)
-    assert repairable(case.graph, case.network, case.alive) == ([], {})
+    assert behind_channels(case.graph, case.network, case.alive) == ([], {})
 
 
 def test_a_duplicate_channel_is_made_up_for_without_loss():
@@ -239,7 +240,7 @@ def test_infinity_in_the_activations_names_the_tensor():
 
 def test_levels_count_the_layers_on_the_longest_path():
     case = prune_randomly(NETS["residual_without_norm"]())
-    layers, _ = repairable(case.graph, case.network, case.alive)
+    layers, _ = behind_channels(case.graph, case.network, case.alive)
     levels = Levels(case.graph, layers)
     assert levels.tensor["x"] == 0
     for number in sorted(levels.layers):

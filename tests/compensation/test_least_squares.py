@@ -242,6 +242,17 @@ def test_means_far_from_zero_cost_no_precision(problem, shift):
     assert mean_error(x + shift, t, found.weight, found.bias) == pytest.approx(centred.after, rel=0.05)
 
 
+def test_the_error_of_one_row_is_relative_to_its_size(problem):
+    """Its variance is nothing, by which errors of 1e31 came about."""
+    x, t, weight, bias = problem
+    wrong = (x[:1] @ weight[0].T + bias[0] - t[:1]).square().sum() / t[:1].square().sum()
+    assert counted(x[:1], t[:1]).error(weight, bias) == pytest.approx(float(wrong), rel=1e-4)
+    many = counted(x[:1].expand(50, -1), t[:1].expand(50, -1))
+    assert many.error(weight, bias) == pytest.approx(float(wrong), rel=1e-4)
+    zero = torch.zeros_like(t[:1])
+    assert counted(x[:1], zero).error(0 * weight, 0 * bias) == 0
+
+
 # --- mean and variance
 
 
@@ -255,6 +266,20 @@ def test_mean_and_spread_are_those_of_the_targets(problem):
     inside = (ratio[:, 0] > 0.26) & (ratio[:, 0] < 3.9)
     assert bool(inside.any())
     torch.testing.assert_close(y.var(0)[inside], t.var(0)[inside], atol=1e-2, rtol=1e-2)
+
+
+def test_the_error_that_is_told_is_that_of_rows_it_was_not_matched_to(problem):
+    """And it may grow: here the spread of what is left is made up for what went, which has nothing to do with it."""
+    x, t, weight, bias = problem
+    noise = 20 * draw(4000, 5, seed=9)
+    fit, held = counted(x[:300], (t + noise)[:300]), counted(x[300:], (t + noise)[300:])
+    alone = match_moments(counted(x[:300], (t + noise)[:300]), Regression(), weight, bias, free_bias=True)
+    found = match_moments(fit, held, weight, bias, free_bias=True)
+    assert found.after == pytest.approx(mean_error(x[300:], (t + noise)[300:], alone.weight, alone.bias), rel=1e-3)
+    assert found.before == pytest.approx(mean_error(x[300:], (t + noise)[300:], weight, bias), rel=1e-3)
+    assert found.after > found.before
+    y = x @ found.weight[0].T + found.bias[0]
+    torch.testing.assert_close(y.mean(0), (t + noise).mean(0), atol=1e-2, rtol=1e-2)
 
 
 def test_the_scale_stays_between_a_quarter_and_four():

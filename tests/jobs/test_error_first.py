@@ -142,6 +142,7 @@ def test_convolutions_have_channels_within_a_bound():
     assert any(row["kept"] < row["units"] for row in rows)
     for row in rows:
         assert row["observed"] is None or row["observed"]["max"] <= row["worst_case"] + 1e-3
+    assert result.report["alignment"]["summary"].startswith("kept channels: any number (9 groups): ")
     report_json.render(result.report)
 
 

@@ -278,10 +278,44 @@ def test_channel_methods_refuse_what_is_for_weights(given):
         onnxprune.prune(tiny_network(), "l1-channel", 0.5, **given, **QUIET)
 
 
-def test_nothing_to_prune_says_why():
-    model = net([helper.make_node("MatMul", ["x", "w"], ["y"], name="m")], {"w": (6, 6)}, {"x": ["n", 6]}, {"y": ["n", 6]})
-    with pytest.raises(NothingToPruneError, match="no layer with constant weights is chosen"):
-        onnxprune.prune(model, "magnitude", 0.5, keep_ends=True, **QUIET)
+def matmuls(count):
+    nodes = [helper.make_node("MatMul", [f"h{i}", f"w{i}"], [f"h{i + 1}"], name=f"m{i}") for i in range(count)]
+    ends = [{name: ["n", 12]} for name in ("h0", f"h{count}")]
+    return net(nodes, {f"w{i}": (12, 12) for i in range(count)}, *ends)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "svd"])
+@pytest.mark.parametrize(
+    ("layers", "given", "says"),
+    [
+        (1, {"keep_ends": True}, "the first and the last layer, and there is only one; leave it out"),
+        (2, {"keep_ends": True}, "the first and the last layer, and these are all there is; leave it out"),
+        (3, {"keep_ends": True, "only": ["m0", "m2"]}, "the first and the last layer, and no other is chosen; leave it out"),
+        (3, {"keep_ends": True, "skip": ["w1"]}, "no other is chosen"),
+        (2, {"skip": ["m*"]}, "--only and --skip leave no layer; leave one of them out"),
+        (2, {"skip": ["m1"], "only": ["w1"], "keep_ends": True}, "--only and --skip leave no layer"),
+    ],
+)
+def test_nothing_to_prune_says_why(method, layers, given, says):
+    with pytest.raises(NothingToPruneError, match=says):
+        onnxprune.prune(matmuls(layers), method, 0.5, **given, **QUIET)
+
+
+def test_the_one_layer_between_the_ends_may_go():
+    rows = onnxprune.prune(matmuls(3), "magnitude", 0.5, keep_ends=True, **QUIET).report["weights"]
+    assert [row["zeros"] for row in rows] == [0, 72, 0]
+
+
+def test_filters_are_those_of_convolutions():
+    with pytest.raises(NothingToPruneError, match=r"no 2-D filter of this model can be removed \('m0': it is no convolution"):
+        onnxprune.prune(matmuls(2), "magnitude-kernel", 0.5, **QUIET)
+    rows = onnxprune.prune(tiny_network(), "magnitude-kernel", 0.5, **QUIET).report["weights"]
+    assert [row["reason"] for row in rows] == [None, None, "it is no convolution", "it is no convolution"]
+
+
+def test_labels_are_not_guaranteed_by_a_layer_that_is_left_alone():
+    with pytest.raises(UsageError, match="by the last layer, and 'm2' is left alone; name another with --only"):
+        onnxprune.prune(matmuls(3), "coreset-weight-det", guarantee_labels=0.5, keep_ends=True, **QUIET)
 
 
 def test_half_precision_stays_half_precision():

@@ -74,8 +74,12 @@ def test_registering_the_same_class_twice_is_harmless():
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("coreset-chanel", "coreset-channel"), ("l1_channel", "l1-channel"), ("randm-kernel", "random-kernel")]
-)
+    ("typed", "meant"),
+    [
+        ("coreset-chanel", "coreset-channel"), ("l1_channel", "l1-channel"), ("randm-kernel", "random-kernel"),
+        ("coreset", "coreset-channel"), ("l1", "l1-channel"),
+    ],
+)  # fmt: skip
 def test_a_near_miss_is_answered_with_what_was_meant(typed, meant):
     with pytest.raises(UnknownNameError, match=f"no method '{typed}'; did you mean .*'{meant}"):
         create(typed)

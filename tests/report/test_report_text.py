@@ -73,6 +73,23 @@ def test_target_is_told_instead_of_a_ratio(report):
     assert "target macs=0.6 asked" in shown(report)
 
 
+def test_an_error_is_told_instead_of_a_ratio(report):
+    report |= {"ratio": None, "options": {"epsilon": 2.5}}
+    assert "\nan error of at most 2.5 asked, 0.45 of the channels gone" in shown(report)
+    report["options"] = {"guarantee_labels": 0.95}
+    assert "\n0.95 of the labels to be guaranteed, 0.45" in shown(report)
+
+
+def test_nearly_all_is_not_all(report):
+    report["ratio"] = 0.999
+    assert "ratio 0.999 asked" in shown(report)
+
+
+def test_a_ratio_of_one_to_one_has_no_sign(report):
+    report["deviation"]["logits"]["snr_db"] = -0.02
+    assert line(shown(report), "logits").endswith(" 0.0 dB 92.2 %")
+
+
 def test_noise_is_called_noise(report):
     report["data"]["real"] = False
     assert "on noise: this is not accuracy" in shown(report)

@@ -41,6 +41,23 @@ def test_number(value, text):
     assert units.number(value) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0.00"),
+        (1, "1.00"),
+        (0.4, "0.40"),
+        (0.994, "0.99"),
+        (0.999, "0.999"),
+        (0.99996, "0.99996"),
+        (0.004, "0.004"),
+        (1e-9, "0.00"),
+    ],
+)
+def test_share(value, text):
+    assert units.share(value) == text
+
+
 def test_names_of_strangers_move_no_cursor():
     assert units.printable("a\x1b[2Jb\nc") == "a\\x1b[2Jb\\x0ac"
     assert units.printable("Größe/重み") == "Größe/重み"

@@ -29,6 +29,8 @@ from onnxprune.calibration.sources import Source
 from onnxprune.calibration.store import Arrays, Store
 from onnxprune.calibration.views import batch_norm
 from onnxprune.compensation.least_squares import Regression, Repaired
+from onnxprune.compensation.sampled import MOST, Sampled
+from onnxprune.contract.gram import WIDEST
 from onnxprune.devices import Device
 from onnxprune.errors import DataError
 from onnxprune.graph import surgeon
@@ -44,6 +46,7 @@ GRAM_BUDGET = 1 << 30
 # Bytes of activations per model that wait in memory for the next segment; beyond that they wait on disk.
 FEWEST_STORED, MOST_STORED = 1 << 24, 1 << 28
 Solver = Callable[..., Repaired]
+Data = Regression | Sampled
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ class Repair:
         for part in self._portions(layers):
             wanted = sorted({n for layer in part for n in (layer.input, layer.output)})
             run = _Runner(self.teacher, self.graph, wanted, self.device)
-            fits = {layer.name: (Regression(), Regression()) for layer in part}
+            fits = {layer.name: self._unfitted(layer) for layer in part}
             rng = torch.Generator().manual_seed(self.seed)
             for number, feeds in enumerate(source.batches(batch)):
                 now = run(feeds)
@@ -145,12 +148,17 @@ class Repair:
             progress("repairing", len(done) / len(layers))
         return done
 
+    def _unfitted(self, layer: Layer) -> tuple[Data, Data]:
+        """What a layer will be fitted on, and what will judge it, both empty yet."""
+        return (Regression(), Regression()) if self._inputs(layer) <= WIDEST else (Sampled(), Sampled())
+
     def _portions(self, layers: Sequence[Layer]) -> list[list[Layer]]:
         portions: list[list[Layer]] = [[]]
         used = 0
         for layer in layers:
+            inputs = self._inputs(layer)
             groups = group_count(layer, tuple(self._weight(layer).dims))
-            size = 2 * 8 * groups * (self._inputs(layer) + 1) ** 2
+            size = 2 * 8 * groups * (inputs + 1) * (inputs + 1 if inputs <= WIDEST else MOST)
             if portions[-1] and used + size > GRAM_BUDGET:
                 portions.append([])
                 used = 0
@@ -161,7 +169,7 @@ class Repair:
     def _gather(
         self, levels: Levels, step: int, ready: Sequence[Layer], feeds: Iterator[Arrays], wanted: int, share: int,
         teacher: Store, student: Store,
-    ) -> dict[str, tuple[Regression, Regression]]:  # fmt: skip
+    ) -> dict[str, tuple[Data, Data]]:  # fmt: skip
         """Run the next segment of both models over `wanted` batches; sums of products for every layer that waits at its end.
 
         share: over how many batches the rows of a layer are spread.
@@ -171,7 +179,7 @@ class Repair:
         frontier_s = self._frontier(levels, step, set())
         frontier_t = self._frontier(levels, step, ahead)
         next_t = [*frontier_t, *sorted(ahead - set(frontier_t))]
-        fits = {layer.name: (Regression(), Regression()) for layer in ready}
+        fits = {layer.name: self._unfitted(layer) for layer in ready}
         rng = torch.Generator().manual_seed(self.seed)
         for numbers in (range(min(len(teacher), wanted)), range(len(teacher), wanted)):
             run_s = _Runner(self.student, self.graph, frontier_s, self.device)
@@ -208,7 +216,7 @@ class Repair:
     def _after(levels: Levels, step: int) -> set[str]:
         return {t for t, level in levels.tensor.items() if level > step}
 
-    def _add(self, layer: Layer, fit: Regression, teacher: Arrays, student: Arrays, batches: int, rng: torch.Generator) -> None:
+    def _add(self, layer: Layer, fit: Data, teacher: Arrays, student: Arrays, batches: int, rng: torch.Generator) -> None:
         device = self.device.torch_device
         x = torch.from_numpy(student[layer.input]).to(device)
         groups = group_count(layer, tuple(self._weight(layer).dims))
@@ -250,7 +258,7 @@ class Repair:
     def _weight(self, layer: Layer) -> TensorProto:
         return self.stored[layer.weight]
 
-    def _refit(self, layer: Layer, fit: Regression, held: Regression) -> LayerRepair:
+    def _refit(self, layer: Layer, fit: Data, held: Data) -> LayerRepair:
         device = self.device.torch_device
         if not (fit.finite() and held.finite()):
             raise DataError(
@@ -259,7 +267,7 @@ class Repair:
             )
         proto = self._weight(layer)
         value = numpy_helper.to_array(proto)
-        matrix = to_matrix(layer, torch.from_numpy(value.astype(np.float64)).to(device))
+        matrix = to_matrix(layer, torch.from_numpy(value.astype(np.promote_types(value.dtype, np.float32))).to(device, fit.kind))
         bias = self._bias(layer, matrix)
         free = layer.bias is not None or layer.widen_bias
         found = self.solver(fit, held, matrix, bias, free_bias=free)

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from onnxprune.compensation.sampled import Sampled
 from onnxprune.contract.reading import damped_inverse
 from onnxprune.quadratic import strips
 
@@ -29,6 +30,8 @@ RIDGES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)
 PLENTY = 30
 # A variance below this share of the mean square is rounding.
 CONSTANT = 1e-9
+# Factors between which a row is scaled to the spread of what it should give.
+STRETCH = 0.25, 4.0
 
 
 class Regression:
@@ -40,7 +43,10 @@ class Regression:
     x       (groups, in) sums of x', in float64, as all that follow
     xt      (groups, in, out) sums of products of x' with t, in float32
     t, tt   (groups, out) sums of t and of its squares
+    kind    dtype in which weights are solved for
     """
+
+    kind = torch.float64
 
     def __init__(self) -> None:
         self.count = 0
@@ -127,11 +133,13 @@ class Repaired:
     ridge: float | None
 
 
+# What a layer is refitted on: sums of products, or rows where there are too many inputs for that.
+Data = TypeVar("Data", Regression, Sampled)
 Solution = tuple[Tensor, Tensor]
-Solve = Callable[[Regression, Tensor, Tensor, float, bool], Solution | None]
+Solve = Callable[[Data, Tensor, Tensor, float, bool], Solution | None]
 
 
-def least_squares(fit: Regression, held: Regression, weight: Tensor, bias: Tensor, *, free_bias: bool) -> Repaired:
+def least_squares(fit: Data, held: Data, weight: Tensor, bias: Tensor, *, free_bias: bool) -> Repaired:
     """The best weights in the sense above. fit, held: disjoint samples, `fit` is used up; weight, bias: what is left (W0).
 
     free_bias   False where the layer has no place for a bias: then b stays as it is
@@ -139,13 +147,13 @@ def least_squares(fit: Regression, held: Regression, weight: Tensor, bias: Tenso
     return refit(_solve, fit, held, weight, bias, free_bias=free_bias)
 
 
-def refit(solve: Solve, fit: Regression, held: Regression, weight: Tensor, bias: Tensor, *, free_bias: bool) -> Repaired:
+def refit(solve: Solve[Data], fit: Data, held: Data, weight: Tensor, bias: Tensor, *, free_bias: bool) -> Repaired:
     """What `solve` finds, with the ridge that is best on `held`.
 
     Falls back on the weights that are left if nothing better can be found (no rows, singular beyond the ridge, worse on `held`).
     """
     judge = held if held.count else fit
-    w0, b0 = weight.double(), bias.double()
+    w0, b0 = weight.to(fit.kind), bias.to(fit.kind)
     if not fit.count:
         return Repaired(weight, bias, float("nan"), float("nan"), None)
     before = judge.error(w0, b0)
@@ -160,7 +168,7 @@ def refit(solve: Solve, fit: Regression, held: Regression, weight: Tensor, bias:
 
 
 def _best_ridge(
-    solve: Solve, fit: Regression, judge: Regression, w0: Tensor, b0: Tensor, free_bias: bool, ridges: Sequence[float]
+    solve: Solve[Data], fit: Data, judge: Data, w0: Tensor, b0: Tensor, free_bias: bool, ridges: Sequence[float]
 ) -> tuple[float, float, Solution | None]:
     """(error, ridge, solution) at the bottom of the valley: from the second ridge downhill, each step one factorisation."""
 
@@ -200,8 +208,10 @@ def normal_equations(
     return system, right, lambda weight: target - torch.einsum("goi,gi->go", weight, mean) if free_bias else b0
 
 
-def _solve(data: Regression, w0: Tensor, b0: Tensor, ridge: float, free_bias: bool) -> Solution | None:
+def _solve(data: Regression | Sampled, w0: Tensor, b0: Tensor, ridge: float, free_bias: bool) -> Solution | None:
     """The weights that solve the normal equations; None if they cannot be factorised."""
+    if isinstance(data, Sampled):
+        return data.ridge(w0, b0, ridge, free_bias)
     system, right, bias = normal_equations(data, w0, b0, ridge, free_bias)
     info = torch.empty(len(system), dtype=torch.int32, device=system.device)
     torch.linalg.cholesky_ex(system, out=(system, info))
@@ -211,13 +221,13 @@ def _solve(data: Regression, w0: Tensor, b0: Tensor, ridge: float, free_bias: bo
     return (weight, bias(weight)) if bool(torch.isfinite(weight).all()) else None
 
 
-def match_moments(fit: Regression, held: Regression, weight: Tensor, bias: Tensor, *, free_bias: bool) -> Repaired:
+def match_moments(fit: Data, held: Data, weight: Tensor, bias: Tensor, *, free_bias: bool) -> Repaired:
     """Mean and variance correction: scale each row and shift it so that W x' + b has the mean and spread of t.
 
     This is what re-estimating batch-norm statistics does where batch norm was folded away. The squared error may grow by it, for
     a spread made up by what is wrong is no nearer to t; it is kept all the same, because labels mostly gain (the caller says so).
     """
-    w0, b0 = weight.double(), bias.double()
+    w0, b0 = weight.to(fit.kind), bias.to(fit.kind)
     if not fit.count:
         return Repaired(weight, bias, float("nan"), float("nan"), None)
     judge = held if held.count else fit
@@ -230,14 +240,16 @@ def match_moments(fit: Regression, held: Regression, weight: Tensor, bias: Tenso
     return Repaired(*_matched(fit, w0, b0), before, after, None)
 
 
-def _matched(data: Regression, w0: Tensor, b0: Tensor) -> Solution:
-    """The scale is kept within [1/4, 4]: an output that hardly moves any more tells nothing about how far to stretch it."""
+def _matched(data: Regression | Sampled, w0: Tensor, b0: Tensor) -> Solution:
+    """The scale is kept within STRETCH: an output that hardly moves any more tells nothing about how far to stretch it."""
+    if isinstance(data, Sampled):
+        return data.matched(w0, b0, STRETCH)
     covariance, mean, _, target, tt = data.means()
     covariance.baddbmm_(mean[:, :, None], mean[:, None, :], alpha=-1)
     now = torch.einsum("goi,gij,goj->go", w0, covariance, w0).clamp(min=1e-20)
     wanted = (tt - target**2).clamp(min=0)
     still = now <= 1e-9 * (wanted.mean() + now.mean())  # rounding alone: nothing to scale
-    scale = torch.where(still, 1.0, (wanted / now).sqrt().clamp(0.25, 4.0))
+    scale = torch.where(still, 1.0, (wanted / now).sqrt().clamp(*STRETCH))
     new = w0 * scale[..., None]
     return new, target - torch.einsum("goi,gi->go", new, mean)
 

@@ -21,7 +21,7 @@ import onnx
 from onnxprune import account
 from onnxprune.budget.weights import FLOOR
 from onnxprune.calibration.refittable import behind_weights, reading
-from onnxprune.calibration.repair import LayerRepair, Repair
+from onnxprune.calibration.repair import LayerRepair, Repair, Solver
 from onnxprune.compensation.least_squares import match_moments
 from onnxprune.compensation.masked import masked_least_squares
 from onnxprune.contract import WeightMethod
@@ -36,7 +36,7 @@ from onnxprune.rewrite.sparsify import Thinned, prove_zeros, sparsify
 from onnxprune.rewrite.store_sparse import same_function, store_sparse
 from onnxprune.sparsity import sparsity_figures, storage_figures, weight_figures
 
-SOLVERS = {"least-squares": masked_least_squares, "mean": match_moments}
+SOLVERS: dict[str, Solver] = {"least-squares": masked_least_squares, "mean": match_moments}
 
 
 @dataclass

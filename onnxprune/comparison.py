@@ -61,10 +61,12 @@ def compare(
     refuse_without_images([source], mean, std, layout)
     meter = AccuracyMeter(as_labels(labels)) if labels is not None else None
     sessions = [Session(g.model, where) for g in graphs]
-    deviation = measure(sessions[0], sessions[1], source.batches(batch), meter)
+    told: list[str] = []
+    deviation = measure(sessions[0], sessions[1], source.batches(batch), meter, told=told)
     for session in sessions:
         session.free()
     report = _report(files, graphs, source, where.provider)
+    report["warnings"] += told
     report["deviation"], report["accuracy"] = deviation, meter.result() if meter else None
     if latency:
         figures = time_models(graphs[0].model, graphs[1].model, next(source.batches(1)), device=where, threads=threads)

@@ -107,6 +107,13 @@ def once(_context: click.Context, option: click.Parameter, given: Sequence[tuple
     return tuple(given)
 
 
+def file(_context: click.Context, _option: click.Parameter, name: str | None) -> str | None:
+    """A file to write; figures alone go to stdout, and a file called - is hardly meant."""
+    if name == "-":
+        raise click.BadParameter("'-' is no file, and only --json writes to stdout; name a file")
+    return name
+
+
 def gate(text: str) -> str:
     """An expression on the report; it is passed on as text, once it is known to make sense."""
     from onnxprune.validation import gates
@@ -125,7 +132,10 @@ def kinds(_context: click.Context, _option: click.Parameter, given: Sequence[str
         return ()
     from onnxprune.request import as_kinds
 
-    return as_kinds(given)
+    found = as_kinds(given)
+    if not found:
+        raise click.BadParameter("it names no kind; leave it out for all of them")
+    return found
 
 
 kind_option: Callable[[Any], Any] = click.option(
@@ -151,7 +161,7 @@ output_options: Callable[[Any], Any] = stacked(
 
 report_options: Callable[[Any], Any] = stacked(
     [
-        click.option("--summary", metavar="FILE", help="Write the report as Markdown."),
+        click.option("--summary", metavar="FILE", callback=file, help="Write the report as Markdown."),
         click.option(
             "--fail-if", "gates", type=gate, metavar="EXPR", multiple=True, help="Exit with 1 if e.g. 'top1_agreement<0.95'."
         ),

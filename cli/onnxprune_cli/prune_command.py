@@ -17,8 +17,14 @@ from onnxprune_cli.progress import progress_bar
 
 @click.command(short_help="Prune a model (what `onnxprune MODEL` does).")
 @click.argument("model")
-@click.argument("positional_output", metavar="[OUTPUT]", required=False)
-@click.option("-o", "--output", metavar="FILE", help="Where the pruned model goes.  [default: MODEL's name with .pruned.onnx]")
+@click.argument("positional_output", metavar="[OUTPUT]", required=False, callback=read.file)
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    callback=read.file,
+    help="Where the pruned model goes.  [default: MODEL's name with .pruned.onnx]",
+)
 @click.option("--method", default="coreset-channel", show_default=True, help="See `onnxprune methods`.")
 @click.option("--ratio", type=read.share, metavar="SHARE", help="The share to remove, from 0 to less than 1.")
 @click.option(

@@ -69,7 +69,7 @@ def tensor(graph: Graph, name: str, device: str, quantised: Mapping[str, Quantis
     """
     value = torch.from_numpy(real(graph, name, quantised).astype("float32"))
     if not bool(torch.isfinite(value).all()):
-        raise ModelError(f"weight {name!r} holds NaN or infinity", "train or export the model again, or --skip its layer")
+        raise ModelError(f"weight {name!r} holds NaN or infinity", "train or export the model again")
     return value.to(device)
 
 

@@ -190,6 +190,8 @@ class ChannelJob(Job):
         choices = [d.candidate.choices for d in decisions]
         if self.request.goal[1] < 1 and all(counts[c.group] == c.size for c in choices):
             block = min(c.block for c in choices)
+            if block == 1:
+                raise NothingToPruneError("not one channel is to go at this ratio", "ask for more")
             raise NothingToPruneError(
                 f"no group of channels is large enough to lose a block of {block}", "ask for more, or use a smaller --align"
             )

@@ -28,7 +28,7 @@ from onnxprune.contract import WeightMethod
 from onnxprune.decide import bounds
 from onnxprune.decide import labels as guarantee
 from onnxprune.decide import weights as decide
-from onnxprune.errors import UsageError
+from onnxprune.errors import NothingToPruneError, UsageError
 from onnxprune.figures import Report, WeightFigures
 from onnxprune.jobs.job import PROOF_BATCH, Job, Outcome
 from onnxprune.rewrite.cut import Cut
@@ -95,10 +95,13 @@ class WeightJob(Job):
             if not decided.removed:
                 raise self.nothing_within(epsilon, asked)
             return decided
-        return decide.decide(
+        decided = decide.decide(
             self.method, views, chosen, request.budget, request.share_removed, request.pattern, request.seed,
             bounds=self._tells_bounds,
         )  # fmt: skip
+        if request.share_removed > 0 and all(bool(plan.keep.all()) for plan in decided.plans.values()):
+            raise NothingToPruneError("not one weight is to go at this ratio", "ask for more")
+        return decided
 
     def _limits(self, rows: Sequence[WeightFigures]) -> list[str]:
         """Where floors kept more weights than was asked for, or some matrices lost all of theirs."""

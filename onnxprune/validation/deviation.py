@@ -38,7 +38,8 @@ class DeviationMeter:
     """Counts one output; `result` may be asked for at any time. All sums are float64.
 
     What is not finite never looks good:
-      the pruned output is not finite where the original's is    ProofError, the pruned model is broken
+      the pruned output is not finite where the original's is    ProofError, the pruned model is broken; of two models that are
+                                                                  only compared it is `broken` positions, and figures undefined
       the original is not finite, or the two shapes differ        every figure but `top1_agreement` is undefined: NaN here (null
       (data-dependent sizes), or nothing was measured             in the JSON) or None, and a gate on it fails
       the same infinity in both                                   no difference: infinite masks are legitimate outputs
@@ -49,8 +50,9 @@ class DeviationMeter:
     `max_abs` 0 the gates read them as perfect), `top1_agreement` for integers and where there are not at least two classes.
     """
 
-    def __init__(self, name: str = "output") -> None:
-        self.name = name
+    def __init__(self, name: str = "output", *, strict: bool = True) -> None:
+        self.name, self.strict = name, strict
+        self.broken = 0
         self.count = 0
         self.undefined = False
         self.max_abs = self.sum_abs = self.sum_noise = 0.0
@@ -62,7 +64,7 @@ class DeviationMeter:
             self.undefined = True
             return
         a, b = original.astype(np.float64), pruned.astype(np.float64)
-        self._refuse_new_infinities(a, b)
+        self._look_for_new_infinities(a, b)
         if not np.issubdtype(original.dtype, np.integer) and original.dtype != np.bool_:
             self._vote(a, b)
         if not np.isfinite(a).all():
@@ -71,9 +73,11 @@ class DeviationMeter:
             a[shared] = b[shared] = 0.0
         self._sum(a.ravel(), b.ravel())
 
-    def _refuse_new_infinities(self, a: Array, b: Array) -> None:
+    def _look_for_new_infinities(self, a: Array, b: Array) -> None:
         broken = int((np.isfinite(a) & ~np.isfinite(b)).sum())
-        if broken:
+        self.broken += broken
+        self.undefined |= broken > 0
+        if broken and self.strict:
             raise ProofError(
                 f"output {self.name!r} of the pruned model is not finite at {broken} positions where the original's is",
                 "the pruned model is not usable; try another --repair, or report this with the model",
@@ -118,9 +122,12 @@ class DeviationMeter:
 
 
 def measure(
-    original: Runnable, pruned: Runnable, batches: Iterable[Mapping[str, Array]], accuracy: Listener | None = None
-) -> dict[str, Deviation]:
+    original: Runnable, pruned: Runnable, batches: Iterable[Mapping[str, Array]], accuracy: Listener | None = None, *,
+    told: list[str] | None = None,
+) -> dict[str, Deviation]:  # fmt: skip
     """Run both models over the batches: output name -> deviation. `accuracy` is fed on the way, from the first output that fits.
+
+    told   where warnings go of outputs that are no numbers where the original's are; None: that is a ProofError
 
     Outputs that are no arrays of numbers (strings, sequences, maps) are left out.
     """
@@ -129,9 +136,12 @@ def measure(
         expected, got = original.run(feeds), pruned.run(feeds)
         for name, value in expected.items():
             if _numeric(value):
-                meters.setdefault(name, DeviationMeter(name)).add(value, got[name])
+                meters.setdefault(name, DeviationMeter(name, strict=told is None)).add(value, got[name])
         if accuracy is not None:
             accuracy.add(expected, got)
+    if told is not None:
+        what = "the second model gives NaN or infinity where the first does not, at"
+        told += [f"{what} {m.broken:,} positions of output {name!r}" for name, m in meters.items() if m.broken]
     return {name: meter.result() for name, meter in meters.items()}
 
 

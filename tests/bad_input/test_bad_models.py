@@ -229,6 +229,16 @@ def test_weights_that_are_no_numbers_may_be_skipped(place, run, method):
     assert sum(np.count_nonzero(value) for name, value in stored.items() if name.startswith("w")) < 0.8 * (8 * 16 + 16 * 12)
 
 
+def test_a_broken_model_is_compared_and_fails_gates(place, run):
+    onnx.save(good(), "good.onnx")
+    broken_at_the_end(np.s_[3, 2])
+    given = ("compare", "good.onnx", "net.onnx", "--data", "data.npz", "--samples", "32")
+    result = run(*given)
+    assert result.exit_code == 0
+    assert "the second model gives NaN or infinity where the first does not, at 32 positions" in " ".join(result.stdout.split())
+    assert run(*given, "--fail-if", "relative_l2>0.5").exit_code == 1
+
+
 def test_a_model_that_gives_no_numbers_is_refused_whatever_is_skipped(prune, place):
     broken_at_the_end(np.s_[3])
     prune("--data", "data.npz", "--skip", "fc3", says=["'w3' of layer 'fc3' holds NaN", "so do all outputs of the model"])

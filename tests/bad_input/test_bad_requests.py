@@ -1,6 +1,7 @@
 """Options that cannot be met: out of range, contradictory, misspelt."""
 
 import pytest
+from workplace import QUICK
 
 from onnxprune import devices
 
@@ -65,9 +66,24 @@ def test_refused(refused, args, says):
     refused("net.onnx", *args.split(), says=[says])
 
 
-@pytest.mark.parametrize("args", ["--skip *", "--only fc3 --skip fc*", "--method coreset-channel --align 1000"])
-def test_nothing_is_left_to_prune(prune, args):
-    prune(*args.split(), code=3)
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ("--skip *", "leave no group"),
+        ("--only fc3 --skip fc*", "leave no group"),
+        ("--align 1000", "smaller --align"),
+        ("--method magnitude --skip *", "--only and --skip leave no layer"),
+        ("--method svd --skip *", "--only and --skip leave no layer"),
+    ],
+)
+def test_nothing_is_left_to_prune(prune, args, says):
+    prune(*args.split(), code=3, says=[says])
+
+
+@pytest.mark.parametrize(("args", "what"), [("--method l1-channel --align 1", "channel"), ("--method magnitude", "weight")])
+def test_so_little_is_asked_for_that_nothing_goes(refused, args, what):
+    says = [f"not one {what} is to go at this ratio; ask for more"]
+    refused("net.onnx", "--ratio", "1e-9", *QUICK, *args.split(), code=3, says=says)
 
 
 @pytest.mark.skipif(devices.gpu_count() > 0, reason="there is a GPU here")

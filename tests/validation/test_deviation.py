@@ -90,6 +90,27 @@ def test_new_nan_is_an_error(bad):
         deviation(a, b)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_of_two_models_that_are_compared_nobody_is_to_blame(bad):
+    class Model:
+        def __init__(self, value):
+            self.value = value
+
+        def run(self, feeds, outputs=None):
+            return {"y": self.value}
+
+    a, told = np.array([[1.0, 2, 3], [3, 2, 1]]), []
+    b = a.copy()
+    b[1, 1:] = bad
+    found = measure(Model(a), Model(b), [{}, {}], told=told)["y"]
+    assert told == ["the second model gives NaN or infinity where the first does not, at 4 positions of output 'y'"]
+    assert math.isnan(found["relative_l2"])
+    assert found["cosine"] is None
+    assert found["top1_agreement"] == 0.5
+    assert measure(Model(a), Model(a), [{}], told=told)["y"]["relative_l2"] == 0
+    assert len(told) == 1
+
+
 def test_nan_of_the_original_makes_figures_undefined_and_disagrees():
     a = np.array([[1.0, 2.0], [np.nan, 3.0]])
     found = deviation(a, a)

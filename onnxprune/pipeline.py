@@ -28,7 +28,7 @@ from onnxprune.jobs.job import Clock, Job, Progress, PruneResult
 from onnxprune.jobs.ranks import RankJob
 from onnxprune.jobs.weights import WeightJob
 from onnxprune.methods import create
-from onnxprune.request import Request, as_kinds, as_pattern, prefers_width
+from onnxprune.request import MOST_SEED, Request, as_kinds, as_pattern, as_whole, prefers_width
 from onnxprune.rewrite.save import check_target, save
 from onnxprune.validation.gates import check_measured, check_outputs, evaluate, parse
 
@@ -109,7 +109,8 @@ def prune(
     Raises the errors of onnxprune.errors, each with a remedy.
     """
     request = Request(
-        method=method, ratio=ratio, target=target, budget=budget, align=align, repair=repair, reweigh=reweigh, seed=seed,
+        method=method, ratio=ratio, target=target, budget=budget, align=align, repair=repair, reweigh=reweigh,
+        seed=as_whole("a seed", seed, 0, MOST_SEED),
         sequential=sequential, only=tuple(only), skip=tuple(skip), threads=threads, batch=batch,
         options=dict(options or {}) | ({} if beta is None else {"beta": beta}), gates=tuple(parse(g) for g in gates),
         kinds=as_kinds(kinds), through_norms=through_norms, keep_ends=keep_ends, pattern=as_pattern(pattern),
@@ -128,7 +129,7 @@ def prune(
     chosen_device = choose_device(device)
     with clock.stage("find"):
         graph, inputs = open_samples(
-            file, data, test_data, samples=samples, held_out=held_out, seed=seed, input_shapes=input_shapes, mean=mean,
+            file, data, test_data, samples=samples, held_out=held_out, seed=request.seed, input_shapes=input_shapes, mean=mean,
             std=std, layout=layout,
         )  # fmt: skip
         network = find(graph, inner=prefers_width(request.kinds), through_norms=request.through_norms)

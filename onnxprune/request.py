@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
+from numbers import Integral
 from typing import Any
 
 from onnxprune.budget.allocate import BUDGETS
@@ -15,6 +16,8 @@ from onnxprune.validation.gates import GateExpression
 # Of these weight methods alone know what to do with.
 WEIGHT_BUDGETS = ("row", "bound")
 REPAIRS = ("auto", "least-squares", "mean", "none")
+# Generators of random numbers take no less and no more.
+MOST_SEED = 2**63 - 1
 
 
 def as_kinds(given: str | Sequence[str]) -> tuple[Kind, ...]:
@@ -34,6 +37,14 @@ def as_pattern(given: str | None) -> tuple[int, int] | None:
     if not colon or not n.isdecimal() or not m.isdecimal() or not 0 < int(n) < int(m):
         raise UsageError(f"a pattern of {given!r}", "write N:M with 0 < N < M, such as 2:4: of every 4 neighbours 2 stay")
     return int(n), int(m)
+
+
+def as_whole(name: str, given: Any, least: int, most: float = inf) -> int:
+    """A whole number in its range, NumPy's included. Raises UsageError."""
+    if not isinstance(given, Integral) or isinstance(given, bool) or not least <= given <= most:
+        end = f"{least} or more" if most == inf else f"{least} to {most}"
+        raise UsageError(f"{name} of {given!r}", f"give a whole number, {end}")
+    return int(given)
 
 
 def prefers_width(kinds: Sequence[Kind]) -> bool:

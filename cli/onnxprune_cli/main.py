@@ -157,7 +157,20 @@ def _stop(number: int, _: object) -> NoReturn:
     sys.exit(128 + number)
 
 
+def _open_closed_streams() -> None:
+    """What was closed (`>&-`) leads nowhere: nothing is shown there, and no file of ours takes its number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this one
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115  (open as long as we run)
+
+
 def main() -> NoReturn:
+    _open_closed_streams()
     # A CI job that is cancelled, a terminal that is closed: temporary files go all the same.
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):

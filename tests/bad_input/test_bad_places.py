@@ -139,6 +139,19 @@ def test_no_space_on_stdout(place):
         one_line(err, "cannot write to stdout: No space left on device")
 
 
+@pytest.mark.parametrize("closed", [(1,), (1, 2), (0, 1, 2)], ids=str)
+def test_closed_streams(place, closed):
+    """What was closed shows nothing, and that is no reason not to do the work."""
+
+    def close():
+        for number in closed:
+            os.close(number)
+
+    for command in ("inspect net.onnx", " ".join((*USUAL, "--data", "data.npz"))):
+        assert ended(process(*command.split(), preexec_fn=close), 0)[1] == ""
+    onnx.checker.check_model("net.pruned.onnx", full_check=True)
+
+
 @pytest.mark.parametrize("style", ["inside", "external"])
 def test_killed_in_the_middle_of_saving(place, style):
     """The old result is whole, and the next run tidies nothing away that is needed."""

@@ -105,6 +105,7 @@ def prune(
     through_norms channels under the statistics of LayerNorm, RMSNorm and GroupNorm may go too (see graph.norms)
     gates         expressions that make the result fail, such as 'top1_agreement<0.95'
     output        save there as well
+    progress      called with (stage, share done), also right before saving; what it raises stops the run
 
     Raises the errors of onnxprune.errors, each with a remedy.
     """
@@ -122,7 +123,8 @@ def prune(
     kind.check(request)
     for gate in request.gates:
         check_measured(gate, labels=labels is not None, latency=latency)
-    clock = Clock()
+    clock, move = Clock(), progress or _silent
+    move("reading the model", 0.0)
     file = load(model)
     if output is not None:
         check_target(Path(output), file.path)
@@ -135,9 +137,10 @@ def prune(
         network = find(graph, inner=prefers_width(request.kinds), through_norms=request.through_norms)
     for gate in request.gates:
         check_outputs(gate, graph.outputs)
-    job = kind(request, chosen, file, graph, network, inputs, chosen_device, progress or _silent, clock)
+    job = kind(request, chosen, file, graph, network, inputs, chosen_device, move, clock)
     result = job.run(labels, latency)
     if output is not None:
+        move("saving", 1.0)
         with clock.stage("save"):
             size = save(result.model, Path(output), file.external)
         saved = load(output)

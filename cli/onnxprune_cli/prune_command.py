@@ -145,7 +145,5 @@ def _run(model: str, output: str | None, given: dict[str, Any], quiet: bool) -> 
     with redirect_stdout(sys.stderr), progress_bar(quiet=quiet) as progress:
         import onnxprune
 
-        if progress is not None:
-            arguments["progress"] = progress
-        result = onnxprune.prune(model, **arguments, latency=not given["no_latency"], output=output)
+        result = onnxprune.prune(model, **arguments, progress=progress, latency=not given["no_latency"], output=output)
     return result.report

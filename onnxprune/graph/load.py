@@ -68,6 +68,8 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> ModelFile:
         fingerprint = digest.hexdigest()
     if not model.graph.node:
         raise ModelError(f"{path or 'the model'} holds no nodes", "give a file that an ONNX exporter wrote")
+    if not model.graph.output:
+        raise ModelError(f"{path or 'the model'} has no outputs", "export it again: nothing says what it is to compute")
     notes = [*_dissolve(model), *_check(model, str(path or "the model"))]
     return ModelFile(model, path, fingerprint, size, external, tuple(notes))
 

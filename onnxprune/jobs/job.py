@@ -21,7 +21,7 @@ from onnxprune.contract import Method
 from onnxprune.decide import labels as guarantee
 from onnxprune.decide.bounds import refuse_unbounded
 from onnxprune.devices import Device
-from onnxprune.errors import UsageError
+from onnxprune.errors import NothingToPruneError, UsageError
 from onnxprune.figures import SCHEMA, LatencyFigures, Report
 from onnxprune.graph import Graph, ModelFile, find, prepare
 from onnxprune.graph.recurrence import recurrent_layers
@@ -142,7 +142,11 @@ class Job(ABC):
 
     def run(self, labels: Any, latency: bool) -> PruneResult:
         self.check_bound()
-        made = self.make()
+        try:
+            made = self.make()
+        except NothingToPruneError:
+            Session(self.graph.model, self.device).free()  # raises ModelError of a model that no runtime takes
+            raise
         with self.clock.stage("finish"):
             finish(made.model, self.graph, self._provenance())
             warnings = check_valid(made.model, self.graph.model)

@@ -59,6 +59,10 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> ModelFile:
         model.CopyFrom(source)
         path, external = None, read_external(model, Path(), None)
         fingerprint, size = _fingerprint(model)
+    elif not isinstance(source, str | os.PathLike):
+        raise ModelError(
+            f"an object of type {type(source).__name__} is no model", "give the path of an .onnx file, or an onnx.ModelProto"
+        )
     else:
         path = Path(source)
         model, digest, size = _parse(path)

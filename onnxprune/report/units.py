@@ -70,7 +70,7 @@ def printable(name: str) -> str:
 
 
 def readable(name: str) -> str:
-    """File names as UTF-8, which they mostly are, where Python could not read them so (LC_ALL=C); bytes that are not, as \\xff."""
+    """File names as UTF-8, which they mostly are, where Python could not read them so (LC_ALL=C); other bytes as \\xff."""
     try:
         return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # half a character out of a model

@@ -50,7 +50,7 @@ class Device:
 
 def choose_device(request: str = "auto") -> Device:
     """'auto', 'cpu', 'cuda' or 'cuda:N'. CUDA is tried only where the driver counts a GPU: asking in vain makes noise."""
-    spelling = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", request.strip().lower())
+    spelling = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", str(request).strip().lower())
     if spelling is None:
         raise UsageError(f"no device is called {request!r}", "use auto, cpu, cuda or cuda:N")
     index = int(spelling[1] or 0)

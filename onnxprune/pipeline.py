@@ -28,7 +28,7 @@ from onnxprune.jobs.job import Clock, Job, Progress, PruneResult
 from onnxprune.jobs.ranks import RankJob
 from onnxprune.jobs.weights import WeightJob
 from onnxprune.methods import create
-from onnxprune.request import Request, as_kinds, as_pattern, prefers_width
+from onnxprune.request import MOST_SEED, Request, as_kinds, as_names, as_options, as_pattern, as_whole, prefers_width
 from onnxprune.rewrite.save import check_target, save
 from onnxprune.validation.gates import check_measured, check_outputs, check_there, evaluate, parse
 
@@ -57,8 +57,8 @@ def prune(
     reweigh: bool = True,
     beta: float | None = None,
     options: Mapping[str, Any] | None = None,
-    only: Sequence[str] = (),
-    skip: Sequence[str] = (),
+    only: str | Sequence[str] = (),
+    skip: str | Sequence[str] = (),
     kinds: str | Sequence[str] = (),
     through_norms: bool = False,
     keep_ends: bool = False,
@@ -77,7 +77,7 @@ def prune(
     std: Any = None,
     layout: str = "auto",
     latency: bool = True,
-    gates: Sequence[str] = (),
+    gates: str | Sequence[str] = (),
     output: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> PruneResult:
@@ -94,7 +94,7 @@ def prune(
     align         'auto' or a block size for channel counts
     repair        'auto', 'least-squares', 'mean' or 'none'; `sequential`: refit on the pruned stream (default) or the original's
     reweigh       with repair 'none': apply the method's factors to the readers' weights
-    only, skip    globs of group, layer or weight names
+    only, skip    a glob or globs of group, layer or weight names
     kinds         only such channels go, see network.KINDS: 'head,neuron'; none: all but 'embedding', which has to be asked for
     keep_ends     of weight methods: the first and the last layer keep theirs
     pattern       of weight methods, instead of ratio: 'N:M', of every M neighbouring inputs of a row N stay
@@ -103,42 +103,46 @@ def prune(
                   calibration samples is guaranteed to keep its label (see decide.labels)
     sparse_storage  of weight methods: weights are written as sparse initializers where that makes the file smaller
     through_norms channels under the statistics of LayerNorm, RMSNorm and GroupNorm may go too (see graph.norms)
-    gates         expressions that make the result fail, such as 'top1_agreement<0.95'
+    gates         an expression or several that make the result fail, such as 'top1_agreement<0.95'
     output        save there as well
+    progress      called with (stage, share done), also right before saving; what it raises stops the run
 
     Raises the errors of onnxprune.errors, each with a remedy.
     """
     request = Request(
-        method=method, ratio=ratio, target=target, budget=budget, align=align, repair=repair, reweigh=reweigh, seed=seed,
-        sequential=sequential, only=tuple(only), skip=tuple(skip), threads=threads, batch=batch,
-        options=dict(options or {}) | ({} if beta is None else {"beta": beta}), gates=tuple(parse(g) for g in gates),
+        method=method, ratio=ratio, target=target, budget=budget, align=align, repair=repair, reweigh=reweigh,
+        seed=as_whole("seed", seed, 0, MOST_SEED), sequential=sequential, only=as_names("only", only),
+        skip=as_names("skip", skip), threads=as_whole("threads", threads, 1), batch=as_whole("batch", batch, 1),
+        options=as_options(options, beta), gates=tuple(parse(gate) for gate in as_names("gates", gates)),
         kinds=as_kinds(kinds), through_norms=through_norms, keep_ends=keep_ends, pattern=as_pattern(pattern),
-        epsilon=epsilon, guarantee_labels=guarantee_labels,
-        sparse_storage=sparse_storage,
+        epsilon=epsilon, guarantee_labels=guarantee_labels, sparse_storage=sparse_storage,
+        samples=as_whole("samples", samples, 1), held_out=held_out,
     )  # fmt: skip
     chosen = create(method, **request.options)
     kind = next(job for target, job in JOBS.items() if isinstance(chosen, target))
     kind.check(request)
     for gate in request.gates:
         check_measured(gate, labels=labels is not None, latency=latency, parts=kind.parts)
-    clock = Clock()
+    clock, move = Clock(), progress or _silent
+    move("reading the model", 0.0)
     file = load(model)
     if output is not None:
         check_target(Path(output), file.files)
     chosen_device = choose_device(device)
     with clock.stage("find"):
         graph, inputs = open_samples(
-            file, data, test_data, samples=samples, held_out=held_out, seed=seed, input_shapes=input_shapes, mean=mean,
-            std=std, layout=layout,
+            file, data, test_data, samples=request.samples, held_out=held_out, seed=request.seed,
+            input_shapes=input_shapes, mean=mean, std=std, layout=layout,
         )  # fmt: skip
         network = find(graph, inner=prefers_width(request.kinds), through_norms=request.through_norms)
     for gate in request.gates:
         check_outputs(gate, graph.outputs)
-    job = kind(request, chosen, file, graph, network, inputs, chosen_device, progress or _silent, clock)
+    job = kind(request, chosen, file, graph, network, inputs, chosen_device, move, clock)
     result = job.run(labels, latency)
     to_come = ("total",) if output is None else ("save", "total")
     check_there(request.gates, result.report | {"timings": clock.seconds | dict.fromkeys(to_come, 0.0)})
     if output is not None:
+        move("saving", 1.0)
         with clock.stage("save"):
             size = save(result.model, Path(output), file.external, file.files)
         saved = load(output)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
+from numbers import Integral, Real
 from typing import Any
 
 from onnxprune.budget.allocate import BUDGETS
@@ -15,11 +16,13 @@ from onnxprune.validation.gates import GateExpression
 # Of these weight methods alone know what to do with.
 WEIGHT_BUDGETS = ("row", "bound")
 REPAIRS = ("auto", "least-squares", "mean", "none")
+# Generators of random numbers take no less and no more.
+MOST_SEED = 2**63 - 1
 
 
 def as_kinds(given: str | Sequence[str]) -> tuple[Kind, ...]:
     """'head,neuron' or ['head', 'neuron'] -> the kinds of channel asked for, each once. Raises UnknownNameError."""
-    names = [name.strip() for part in ([given] if isinstance(given, str) else given) for name in part.split(",")]
+    names = [name.strip() for part in as_names("kinds", given) for name in part.split(",")]
     for name in names:
         if name and name not in KINDS:
             raise UnknownNameError("kind of channel", name, KINDS)
@@ -30,10 +33,34 @@ def as_pattern(given: str | None) -> tuple[int, int] | None:
     """'2:4' -> (2, 4): of every 4 neighbouring weights 2 stay. Raises UsageError."""
     if given is None:
         return None
-    n, colon, m = given.partition(":")
+    n, colon, m = given.partition(":") if isinstance(given, str) else ("", "", "")
     if not colon or not n.isdecimal() or not m.isdecimal() or not 0 < int(n) < int(m):
         raise UsageError(f"a pattern of {given!r}", "write N:M with 0 < N < M, such as 2:4: of every 4 neighbours 2 stay")
     return int(n), int(m)
+
+
+def as_whole(name: str, given: Any, least: int, most: float = inf) -> int:
+    """A whole number in its range, NumPy's included. Raises UsageError."""
+    whole = int(given) if isinstance(given, Integral) and not isinstance(given, bool) else None
+    if whole is None or not least <= whole <= most:
+        end = f"{least} or more" if most == inf else f"{least} to {most}"
+        raise UsageError(f"{name}={given!r}", f"give a whole number, {end}")
+    return whole
+
+
+def as_names(name: str, given: str | Iterable[str]) -> tuple[str, ...]:
+    """One name, or several. Raises UsageError."""
+    names = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else (given,)
+    if not all(isinstance(part, str) for part in names):
+        raise UsageError(f"{name}={given!r}", "give a string, or a list of them")
+    return names
+
+
+def as_options(given: Mapping[str, Any] | None, beta: float | None) -> dict[str, Any]:
+    """The options of the method, among which beta has an argument of its own. Raises UsageError."""
+    if given is not None and not (isinstance(given, Mapping) and all(isinstance(name, str) for name in given)):
+        raise UsageError(f"options={given!r}", "give a dictionary: name of the option -> value")
+    return dict(given or {}) | ({} if beta is None else {"beta": beta})
 
 
 def prefers_width(kinds: Sequence[Kind]) -> bool:
@@ -76,8 +103,11 @@ class Request:
     epsilon: float | None = None
     guarantee_labels: float | None = None
     sparse_storage: bool = False
+    samples: int = 1024
+    held_out: float = 0.2
 
     def __post_init__(self) -> None:
+        self._check_types()
         amounts = (self.ratio, self.target, self.pattern, self.epsilon, self.guarantee_labels)
         if sum(amount is not None for amount in amounts) != 1:
             raise UsageError(
@@ -120,6 +150,18 @@ class Request:
             raise UsageError("a bound holds for reweighed layers alone", "leave --no-reweigh out, or give --ratio")
         if self.pattern is not None and self.budget != "auto":
             raise UsageError("a pattern leaves nothing for a budget to spread", "leave --budget out, or give --ratio")
+
+    def _check_types(self) -> None:
+        for name in ("method", "budget", "repair", "target"):
+            word = getattr(self, name)
+            if not isinstance(word, str) and (word is not None or name != "target"):
+                raise UsageError(f"{name}={word!r}", "give a string")
+        for name in ("ratio", "epsilon", "guarantee_labels", "held_out"):
+            number = getattr(self, name)
+            if (number is not None or name == "held_out") and (not isinstance(number, Real) or isinstance(number, bool)):
+                raise UsageError(f"{name}={number!r}", "give a number")
+        if not 0 <= self.held_out < 1:
+            raise UsageError(f"a held-out share of {self.held_out}", "use a number from 0 to less than 1")
 
     @property
     def error_first(self) -> bool:

@@ -43,3 +43,12 @@ def test_ci_runs_what_the_readme_says() -> None:
 def test_every_relative_link_leads_somewhere() -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_contributing_says_where_everything_is():
+    """Every part of the library stands in the table, and what stands there exists."""
+    text = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.split("## Where things are")[1].split("A method never sees ONNX")[0]
+    named = {name.removeprefix("onnxprune/").rstrip("/") for name in re.findall(r"`([^`]+)`", table)}
+    there = {p.name for p in (ROOT / "onnxprune").iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert named == there - {"__init__.py", "version.py"} | {"cli/onnxprune_cli"}

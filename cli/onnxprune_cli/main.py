@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
+from onnxprune_cli import interruption
 from onnxprune_cli.bounds_command import bounds
 from onnxprune_cli.compare_command import compare
 from onnxprune_cli.doctor_command import doctor
@@ -71,6 +71,7 @@ class DefaultGroup(click.Group):
             click.echo("interrupted, nothing was written", err=True)
             ctx.exit(130)
         except Exception as exc:
+            interruption.check()  # what an interrupt broke is no bug
             ctx.exit(_explain(exc, ctx.meta[TRACEBACKS]))
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> NoReturn:
@@ -78,6 +79,7 @@ class DefaultGroup(click.Group):
         extra["standalone_mode"] = False
         try:
             code = super().main(args, *rest, **extra)
+            code = interruption.exit_code() or code
         except click.ClickException as exc:
             context = getattr(exc, "ctx", None)
             hint = f" (see {context.command_path} --help)" if context else ""
@@ -153,15 +155,21 @@ for command in COMMANDS:
     cli.add_command(command)
 
 
-def _stop(number: int, _: object) -> NoReturn:
-    sys.exit(128 + number)
+def _open_closed_streams() -> None:
+    """What was closed (`>&-`) leads nowhere: nothing is shown there, and no file of ours takes its number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this one
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115  (open as long as we run)
 
 
 def main() -> NoReturn:
-    # A CI job that is cancelled, a terminal that is closed: temporary files go all the same.
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _stop)
+    _open_closed_streams()
+    interruption.listen()
     for stream in (sys.stdout, sys.stderr):
         # Names in models and of files may hold what the terminal's encoding cannot say.
         if hasattr(stream, "reconfigure"):

@@ -79,7 +79,7 @@ def _run(name: str, given: dict[str, Any]) -> dict[str, Any]:
             raise UsageError(f"{name} runs on a model with data: {', '.join(missing)} missing", "see `onnxprune papers --help`")
         case = open_case(Path(given["model"]), given["data"], given["test_data"], given["labels"], given["samples"])
     with progress_bar(quiet=given["quiet"]) as progress:
-        result = chosen.run(case, given["seeds"], progress or (lambda stage, share: None))
+        result = chosen.run(case, given["seeds"], progress)
     pictures = _places(place, len(result.figures))
     for figure, path in zip(result.figures, pictures, strict=False):
         picture.draw(figure, path, f"{chosen.paper}; {case.name}")

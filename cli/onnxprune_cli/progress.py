@@ -6,14 +6,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from onnxprune_cli import interruption
+
 Progress = Callable[[str, float], None]
 
 
 @contextmanager
-def progress_bar(*, quiet: bool) -> Iterator[Progress | None]:
-    """A callback (stage, fraction done) that moves one bar, gone when the work is; None where stderr is no terminal."""
+def progress_bar(*, quiet: bool) -> Iterator[Progress]:
+    """A callback (stage, fraction done), where we may be stopped; on a terminal it moves one bar, gone when the work is."""
     if quiet or not sys.stderr.isatty():
-        yield None
+        yield lambda stage, fraction: interruption.check()
         return
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
@@ -24,6 +26,7 @@ def progress_bar(*, quiet: bool) -> Iterator[Progress | None]:
         task = bar.add_task("starting", total=1.0)
 
         def move(stage: str, fraction: float) -> None:
+            interruption.check()
             bar.update(task, description=stage, completed=fraction)
 
         yield move

@@ -100,7 +100,7 @@ from onnxprune_cli.progress import progress_bar
 @click.option("--skip", multiple=True, metavar="GLOB", help="Leave groups and layers with such names alone.")
 @read.kind_option
 @read.through_norms_option
-@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same bytes.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Same seed, same bytes.")
 @click.option("--no-latency", is_flag=True, help="Do not measure latency.")
 @click.option("--dry-run", is_flag=True, help="Do all but write the model.")
 @read.report_options
@@ -171,7 +171,5 @@ def _run(model: str, output: str | None, given: dict[str, Any], quiet: bool) -> 
     with redirect_stdout(sys.stderr), progress_bar(quiet=quiet) as progress:
         import onnxprune
 
-        if progress is not None:
-            arguments["progress"] = progress
-        result = onnxprune.prune(model, **arguments, latency=not given["no_latency"], output=output)
+        result = onnxprune.prune(model, **arguments, progress=progress, latency=not given["no_latency"], output=output)
     return result.report

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from onnxprune.contract.activation import Activation
-from onnxprune.contract.method import Method
+from onnxprune.contract.method import Method, check_tensor
 from onnxprune.contract.statistics import S, Statistic
 from onnxprune.errors import OnnxpruneError, UsageError
 
@@ -163,6 +163,7 @@ class ChannelMethod(Method):
 
 def check_scores(method: ChannelMethod, view: ChannelView, scores: Tensor) -> Tensor:
     """The scores, or an error there and then: a silent NaN would make top-k keep the first channels by position."""
+    check_tensor(method, "scores", view.name, scores)
     if scores.shape != (view.channels,):
         raise OnnxpruneError(
             f"{method.name} gave scores of shape {tuple(scores.shape)} for {view.channels} channels of {view.name!r}"

@@ -82,12 +82,28 @@ def _unlike(value: Any, default: Any) -> str:
     return ""
 
 
+def check_tensor(method: Method, what: str, view: str, given: Any) -> None:
+    """Raises UsageError of anything else, such as an array of NumPy."""
+    if not isinstance(given, Tensor):
+        raise UsageError(
+            f"{method.name} gave a {type(given).__name__} as {what} of {view!r}",
+            "return a torch.Tensor (torch.as_tensor makes one)",
+        )
+
+
 METHODS: dict[str, type[Method]] = {}
 M = TypeVar("M", bound=type[Method])
 
 
 def method(cls: M) -> M:
     """Register a method under its name: `@method class MyMethod(ChannelMethod): ...`. A name may be taken once."""
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        raise UsageError(f"{cls!r} is no method", "derive it from ChannelMethod, WeightMethod or RankMethod")
+    for said in ("name", "paper", "target"):
+        if not isinstance(getattr(cls, said, None), str):
+            raise UsageError(f"the method class {cls.__name__} does not say its {said}", f'write {said} = "..." into it')
+    if cls.target not in TARGETS:
+        raise UnknownNameError(f"target of method {cls.name!r} called", cls.target, TARGETS)
     if cls.name in METHODS and METHODS[cls.name] is not cls:
         raise OnnxpruneError(f"a method named {cls.name!r} is registered already by {METHODS[cls.name].__module__}")
     METHODS[cls.name] = cls

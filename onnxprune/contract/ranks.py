@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from onnxprune.contract.method import Method
+from onnxprune.contract.method import Method, check_tensor
 from onnxprune.contract.weights import LayerView
 from onnxprune.errors import OnnxpruneError, UsageError
 
@@ -79,6 +79,7 @@ class RankMethod(Method):
 
 def check_energies(method: RankMethod, view: RankView, energies: Tensor) -> Tensor:
     """The energies, or an error there and then."""
+    check_tensor(method, "energies", view.name, energies)
     if not bool(torch.isfinite(energies).all()):
         raise UsageError(
             f"{method.name} gives non-finite energies for {view.name!r}", "its weights or inputs hold NaN or infinity"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from onnxprune.contract.activation import Activation
-from onnxprune.contract.method import Method
+from onnxprune.contract.method import Method, check_tensor
 from onnxprune.contract.statistics import S, Statistic
 from onnxprune.errors import OnnxpruneError, UsageError
 
@@ -210,6 +210,7 @@ class WeightMethod(Method):
 
 def check_weight_scores(method: WeightMethod, view: LayerView, scores: Tensor) -> Tensor:
     """The scores, or an error there and then: a silent NaN would make top-k keep the first weights by position."""
+    check_tensor(method, "scores", view.name, scores)
     units = view.kernel_norms.shape if method.target == "kernel" else view.matrix.shape
     if scores.shape != units:
         got = f"{method.name} gave scores of shape {tuple(scores.shape)}"

@@ -65,6 +65,10 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> ModelFile:
         model.CopyFrom(source)
         path, external = None, read_external(model, Path(), None)
         fingerprint, size = _fingerprint(model)
+    elif not isinstance(source, str | os.PathLike):
+        raise ModelError(
+            f"an object of type {type(source).__name__} is no model", "give the path of an .onnx file, or an onnx.ModelProto"
+        )
     else:
         path = Path(source)
         model, digest, size = _parse(path)
@@ -73,6 +77,8 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> ModelFile:
         fingerprint = digest.hexdigest()
     if not model.graph.node:
         raise ModelError(f"{path or 'the model'} holds no nodes", "give a file that an ONNX exporter wrote")
+    if not model.graph.output:
+        raise ModelError(f"{path or 'the model'} has no outputs", "export it again: nothing says what it is to compute")
     notes = [*_dissolve(model), *_check(model, str(path or "the model"))]
     return ModelFile(model, path, fingerprint, size, external, tuple(notes))
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import onnx
+from onnx import defs
+
 import onnxprune.graph.rules  # noqa: F401  (registers every operator)
 from onnxprune.graph import sizes
+from onnxprune.graph.facts import STAND_INS
 from onnxprune.graph.labels import Flow, LabelledSlot, operator
 from onnxprune.graph.structure import Graph
 from onnxprune.network import Ints
@@ -34,9 +40,17 @@ def _apply(flow: Flow, index: int) -> None:
     if found is not None and not missing and (found.blind or all(o in graph.shapes for o in node.output[:1] if o)):
         found.flow(flow, index)
         return
-    unknown = [*missing, *node.output[:1], "it"][0]
-    why = f"operator {node.op_type} has no rule" if found is None else f"the shape of {unknown!r} is not known"
+    why = f"operator {node.op_type} has no rule" if found is None else _without_shape(node, missing)
     flow.hold(index, f"{why} (node {graph.label(index)!r})")
+
+
+def _without_shape(node: onnx.NodeProto, missing: Sequence[str]) -> str:
+    """Why a rule could not be asked; whoever wrote one for an operator that ONNX does not know is told what it lacks."""
+    why = f"the shape of {[*missing, *node.output[:1], 'it'][0]!r} is not known"
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    if missing or defs.has(node.op_type, domain) or (domain, node.op_type) in STAND_INS:
+        return why
+    return f"{why}: ONNX does not know operator {node.op_type}, so that its rule needs a shape="
 
 
 def _share(flow: Flow) -> None:

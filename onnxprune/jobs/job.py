@@ -155,7 +155,11 @@ class Job(ABC):
 
     def run(self, labels: Any, latency: bool) -> PruneResult:
         self.check_bound()
-        made = self.make()
+        try:
+            made = self.make()
+        except NothingToPruneError:
+            Session(self.graph.model, self.device).free()  # raises ModelError of a model that no runtime takes
+            raise
         with self.clock.stage("finish"):
             finish(made.model, self.graph, self._provenance())
             warnings = check_valid(made.model, self.graph.model)

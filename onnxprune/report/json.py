@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
+from onnxprune.report import units
+
 
 def render(report: Mapping[str, Any]) -> str:
     return json.dumps(_plain(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -21,7 +23,7 @@ def _plain(value: Any) -> Any:
         return [_plain(entry) for entry in value]
     if isinstance(value, str):
         # File names may hold bytes that are no UTF-8 (lone surrogates here); the JSON must be.
-        return value.encode("utf-8", "backslashreplace").decode()
+        return units.readable(value)
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxprune.report import essentials, units
+from onnxprune.report.narrow import FittingTable
 
 STYLES: dict[bool | None, str] = {True: "green", False: "yellow", None: ""}
 
@@ -48,7 +49,7 @@ def _parts(report: Mapping[str, Any], verbose: bool) -> list[RenderableType | No
 def ruled_table() -> Table:
     """A table without lines but one under its header."""
     look = box.SIMPLE_HEAD
-    return Table(box=look, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", border_style="dim")
+    return FittingTable(box=look, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", border_style="dim")
 
 
 def plain_table(*columns: str, left: int = 1) -> Table:
@@ -98,7 +99,7 @@ def _groups(report: Mapping[str, Any], verbose: bool) -> RenderableType | None:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("kind", no_wrap=True)
     heading = "group, made or read by" if verbose else "group"
-    table.add_column(heading, overflow="fold" if verbose else "ellipsis", no_wrap=not verbose)
+    table.add_column(heading, overflow="fold" if verbose else "ellipsis", no_wrap=not verbose, min_width=1)
     table.add_column("layers", justify="right", no_wrap=True)
     for group in groups:
         cell = Text(units.printable(group["name"]))

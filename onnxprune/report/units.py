@@ -71,7 +71,16 @@ def plural(amount: int, noun: str) -> str:
 
 def printable(name: str) -> str:
     """Names come out of files of strangers: nothing in them may move a cursor or break a line."""
+    name = readable(name)
     return name if name.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in name)
+
+
+def readable(name: str) -> str:
+    """File names as UTF-8, which they mostly are, where Python could not read them so (LC_ALL=C); other bytes as \\xff."""
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a character out of a model
+        return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def shortened(names: Iterable[str], most: int) -> str:

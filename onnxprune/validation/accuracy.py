@@ -110,7 +110,12 @@ def _classes(output: Array) -> int:
 
 def as_labels(given: Any) -> Labels:
     """Labels from a path (see load_labels) or from anything numpy takes for a list of integers."""
-    return load_labels(given) if isinstance(given, str | os.PathLike) else np.asarray(given, np.int64).reshape(-1)
+    if isinstance(given, str | os.PathLike):
+        return load_labels(given)
+    values = np.asarray(given).reshape(-1)
+    if values.dtype.kind not in "iufb" or not np.array_equal(values, np.trunc(values)):
+        raise DataError("the labels are not whole numbers", "give one class number per sample")
+    return values.astype(np.int64)
 
 
 def load_labels(path: str | os.PathLike[str]) -> Labels:

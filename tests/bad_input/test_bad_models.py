@@ -141,7 +141,7 @@ def test_shapes_that_do_not_fit_each_other(prune, place):
     model = good()
     model.graph.initializer[2].CopyFrom(tensor("w2", 15, 12))
     write(model)
-    prune(code=3, says=["shape", "fc2"])
+    prune(says=["ONNX Runtime refuses the model", "fc2", "15 and 16"])
 
 
 def test_opset_from_the_future(prune, place):
@@ -164,6 +164,14 @@ def test_operator_from_nowhere(prune, place):
 def test_no_nodes(prune, place):
     write(built([], outputs=[("x", ("n", 8))]))
     prune(says=["net.onnx", "no nodes"])
+
+
+def test_no_outputs(prune, refused):
+    model = good()
+    model.graph.ClearField("output")
+    write(model)
+    prune(says=["net.onnx has no outputs", "export it again"])
+    refused("inspect", "net.onnx", says=["net.onnx has no outputs"])
 
 
 def test_nothing_to_prune_in_it(prune, place):

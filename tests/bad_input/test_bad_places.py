@@ -139,6 +139,19 @@ def test_no_space_on_stdout(place):
         one_line(err, "cannot write to stdout: No space left on device")
 
 
+@pytest.mark.parametrize("closed", [(1,), (1, 2), (0, 1, 2)], ids=str)
+def test_closed_streams(place, closed):
+    """What was closed shows nothing, and that is no reason not to do the work."""
+
+    def close():
+        for number in closed:
+            os.close(number)
+
+    for command in ("inspect net.onnx", " ".join((*USUAL, "--data", "data.npz"))):
+        assert ended(process(*command.split(), preexec_fn=close), 0)[1] == ""
+    onnx.checker.check_model("net.pruned.onnx", full_check=True)
+
+
 @pytest.mark.parametrize("style", ["inside", "external"])
 def test_killed_in_the_middle_of_saving(place, style):
     """The old result is whole, and the next run tidies nothing away that is needed."""
@@ -162,6 +175,54 @@ def test_interrupted_in_the_middle_of_saving(place, act, code):
     out, err = ended(process(*USUAL, "-q", before=middle), code)
     assert (out, err) == ("", "interrupted, nothing was written\n" if act == "SIGINT" else "")
     assert contents(place) == before
+
+
+# Runs in the process under test: a signal arrives in {name} of the pipeline, and a library swallows what is raised of it.
+SWALLOWED = """
+import os, signal, time
+import onnxprune.pipeline as pipeline
+inner = pipeline.{name}
+def swallowing(*given, **more):
+    try:
+        os.kill(os.getpid(), signal.{act})
+        time.sleep(5)
+    except BaseException:
+        pass
+    return inner(*given, **more)
+pipeline.{name} = swallowing
+"""
+
+
+@pytest.mark.parametrize(("act", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_an_interrupt_that_a_library_swallows(place, act, code):
+    before = contents(place)
+    _, err = ended(process(*USUAL, "-q", before=SWALLOWED.format(act=act, name="find")), code)
+    assert err == ("interrupted, nothing was written\n" if act == "SIGINT" else "")
+    assert contents(place) == before
+
+
+@pytest.mark.parametrize(("act", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_an_interrupt_that_is_swallowed_last_is_told_by_the_exit_code(place, act, code):
+    assert ended(process(*USUAL, "-q", before=SWALLOWED.format(act=act, name="evaluate")), code) == ("", "")
+    onnx.checker.check_model("net.pruned.onnx", full_check=True)
+
+
+def test_an_interrupt_while_the_commands_are_imported(place):
+    early = """
+import os, signal, sys
+class Pressed:
+    def __getattr__(self, name):
+        os.kill(os.getpid(), signal.SIGINT)
+sys.modules["click"] = Pressed()
+"""
+    _, err = ended(process(*USUAL, before=early), 130)
+    assert err == "interrupted, nothing was written\n"
+
+
+def test_an_ignored_signal_stays_ignored(place):
+    """As nohup has it."""
+    ignored = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    assert ended(process(*USUAL, "-q", before=ignored + SWALLOWED.format(act="SIGHUP", name="find").replace("(5)", "(0)")), 0)
 
 
 def test_interrupted_after_saving(place):

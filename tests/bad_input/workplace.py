@@ -63,7 +63,7 @@ def process(*args, before="", **options):
     # A shell that starts the tests in the background has its children ignore Ctrl-C, and theirs.
     heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     code = f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'cli')]!r}; sys.argv[1:] = {[str(a) for a in args]!r}\n{before}\n"
-    code = heard + code + "from onnxprune_cli.main import main\nmain()"
+    code = heard + code + "from onnxprune_cli.__main__ import start\nstart()"
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 

@@ -29,7 +29,13 @@ def test_numpy_paths_and_undefined_numbers():
 
 
 def test_names_that_are_no_utf8():
-    render({"path": "caf\udce9.onnx"}).encode("utf-8")
+    assert json.loads(render({"path": "caf\udce9.onnx"})) == {"path": "caf\\xe9.onnx"}
+    assert json.loads(render({"path": "\ud83d.onnx"})) == {"path": "\\ud83d.onnx"}
+
+
+def test_names_that_python_read_as_ascii():
+    """LC_ALL=C without Python's UTF-8 mode."""
+    assert json.loads(render({"path": "caf\udcc3\udca9.onnx"})) == {"path": "café.onnx"}
 
 
 def test_what_json_cannot_hold_is_an_error():

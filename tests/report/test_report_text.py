@@ -37,10 +37,27 @@ def test_essentials(report):
     assert output.rstrip().endswith("written to models/resnet56_cifar10.pruned.onnx")
 
 
-@pytest.mark.parametrize("width", [40, 80, 120])
-def test_keeps_to_the_width(report, width):
-    rows = shown(report, width).splitlines()
-    assert max(len(row.rstrip()) for row in rows) <= width
+@pytest.mark.parametrize("width", [30, 40, 60, 80, 120])
+def test_keeps_to_the_width_and_loses_no_figure(report, width):
+    output = shown(report, width)
+    assert max(len(row.rstrip()) for row in output.splitlines()) <= width
+    words = " ".join(output.split())
+    for name in ("parameters", "MACs", "peak tensor memory", "accuracy", "logits"):
+        assert name in words
+    for figure in ("855.8 k", "75.10 M", "-2.48 points", "0.9771", "13.4 dB", "92.2 %"):
+        assert figure in words
+
+
+def test_rows_are_listed_where_the_columns_do_not_fit(report):
+    output = "\n".join(row.rstrip() for row in shown(report, 40).splitlines())
+    assert "  logits\n    max abs 7.93, mean abs 0.873," in output
+    assert "  parameters\n    original 855.8 k, pruned 515.3 k," in output
+
+
+def test_names_of_groups_give_way_before_figures(report):
+    rows = [" ".join(row.split()) for row in shown(report, 76).splitlines()]
+    assert sum(row.startswith("64 32 50 % channel /layer3/") and row.endswith("\u2026 2") for row in rows) == 9
+    assert "/layer2/layer2.0/relu_1/Relu_output_0" in shown(report, 50)
 
 
 def test_only_the_largest_groups_unless_verbose(report):

@@ -63,6 +63,11 @@ def test_names_of_strangers_move_no_cursor():
     assert units.printable("Größe/重み") == "Größe/重み"
 
 
+def test_names_that_python_could_not_read():
+    assert units.printable("caf\udcc3\udca9") == "café"
+    assert units.printable("caf\udce9") == "caf\\xe9"
+
+
 def test_shortened():
     assert units.shortened(["a", "b", "c"], 2) == "a, b +1"
     assert units.shortened(["a", "b"], 2) == "a, b"

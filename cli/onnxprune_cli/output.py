@@ -44,7 +44,7 @@ def _files(inputs: Iterable[str | None], models: Iterable[str | None], places: I
         if script and function:
             yield script
     # Only what is there already can be overwritten; else the model need not be read for this.
-    there = any(Path(place).is_file() for place in places)
+    there = any(os.path.isfile(place) for place in places)  # noqa: PTH113  (pathlib raises on names that are too long)
     for model in filter(None, models):
         yield model
         if there:

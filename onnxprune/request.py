@@ -115,8 +115,6 @@ class Request:
             )
         if self.ratio is not None and not 0 <= self.ratio < 1:
             raise UsageError(f"a ratio of {self.ratio}", "it is the share of channels to remove, from 0 to less than 1")
-        if not 0 <= self.seed < 1 << 63:
-            raise UsageError(f"a seed of {self.seed}", "give a whole number from 0 to 2^63 - 1")
         if self.epsilon is not None and not 0 < self.epsilon < inf:
             raise UsageError(f"an epsilon of {self.epsilon:g}", "it is an error that is allowed: give a number above 0")
         if self.guarantee_labels is not None and not 0 < self.guarantee_labels <= 1:

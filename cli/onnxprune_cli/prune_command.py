@@ -100,7 +100,7 @@ from onnxprune_cli.progress import progress_bar
 @click.option("--skip", multiple=True, metavar="GLOB", help="Leave groups and layers with such names alone.")
 @read.kind_option
 @read.through_norms_option
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Same seed, same bytes.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same bytes.")
 @click.option("--no-latency", is_flag=True, help="Do not measure latency.")
 @click.option("--dry-run", is_flag=True, help="Do all but write the model.")
 @read.report_options

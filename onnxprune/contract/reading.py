@@ -1,7 +1,8 @@
 """SEE: a reader of channels as a linear problem, y = weights^T x + b, with what was seen of x.
 
 Where PatchMoments were counted x is all that one output position sees, and neighbouring pixels may stand in for each other.
-Otherwise it is one pixel (Moments), and every kernel position counts as an output of its own.
+Otherwise it is one pixel (Moments), and every kernel position counts as an output of its own. Of wide dense layers it is one
+number a channel (Contributions).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from onnxprune.contract.channels import ChannelView, Reader
+from onnxprune.contract.contributions import Contributions
 from onnxprune.contract.statistics import Moments, PatchMoments, shrink
 
 
@@ -22,7 +24,6 @@ class Reading:
 
     weights     (inputs, outputs): those of other groups' channels included
     positions   (channels, count): the inputs that each channel of the group gives
-    mean        (inputs,) of x
     products    (inputs, inputs): mean of x x^T; between blocks of a grouped convolution, which no output sees together, zeros
     covariance  (inputs, inputs): centred, what is left for the weights once a bias has taken the mean; shrunk (see `shrink`)
     gain        what a squared error in y does to the model's output; 1 where it was not measured
@@ -30,7 +31,6 @@ class Reading:
 
     weights: Tensor
     positions: Tensor
-    mean: Tensor
     products: Tensor
     covariance: Tensor
     gain: float = 1.0
@@ -50,6 +50,12 @@ def readings(view: ChannelView) -> list[Reading]:
 
 def _reading(view: ChannelView, reader: Reader) -> Reading | None:
     gain = view.gains.get(reader.layer, 1.0)
+    parts = view.statistic(reader.layer, Contributions)
+    if parts is not None:
+        joint, apart = parts.moments()
+        return Reading(
+            joint.new_ones((len(joint), 1)), parts.owner[reader.positions[:, :1]], joint, shrink(apart, parts.count), gain
+        )
     columns, device = reader.columns.double(), reader.columns.device
     patches, channels = view.statistic(reader.layer, PatchMoments), view.statistic(reader.layer, Moments)
     if patches is not None and patches.total is not None and patches.products is not None:
@@ -59,11 +65,11 @@ def _reading(view: ChannelView, reader: Reader) -> Reading | None:
         weights = columns.reshape(len(columns), -1, kernel).transpose(1, 2).flatten(0, 1)
         positions = (reader.positions[..., None] * kernel + torch.arange(kernel, device=device)).flatten(1)
         joint, apart = _along_diagonal(products), _along_diagonal(spread)
-        return Reading(weights, positions, mean.flatten().to(device), joint.to(device), apart.to(device), gain)
+        return Reading(weights, positions, joint.to(device), apart.to(device), gain)
     if channels is None or channels.products is None:
         return None
     joint = channels.products / channels.count
-    return Reading(columns, reader.positions, channels.mean.to(device), joint.to(device), channels.shrunk().to(device), gain)
+    return Reading(columns, reader.positions, joint.to(device), channels.shrunk().to(device), gain)
 
 
 def _along_diagonal(blocks: Tensor) -> Tensor:
@@ -75,7 +81,7 @@ def _along_diagonal(blocks: Tensor) -> Tensor:
 def _unseen(reader: Reader) -> Reading:
     columns = reader.columns.double()
     unit = torch.eye(len(columns), dtype=columns.dtype, device=columns.device)
-    return Reading(columns, reader.positions, torch.zeros_like(unit[0]), unit, unit)
+    return Reading(columns, reader.positions, unit, unit)
 
 
 def damped_inverse(covariance: Tensor, damping: float = 0.01) -> Tensor:

@@ -24,13 +24,14 @@ from onnxprune.contract import (
     ChannelMethod,
     ChannelPlan,
     ChannelView,
+    Contributions,
     Moments,
     Reading,
     Statistic,
     check_scores,
     readings,
 )
-from onnxprune.decide.evidence import generator, observable, tap
+from onnxprune.decide.evidence import generator, observable, tap, wide_owner
 from onnxprune.devices import Device
 from onnxprune.errors import NothingToPruneError, UnknownNameError
 from onnxprune.graph.structure import Graph, trace
@@ -162,11 +163,16 @@ def gather(
     wanted += [(layer, kind) for layer in readers for kind in method.wants(None)]
     wanted += [(layer, Moments) for layer in readers] if weigh else []
     taps = []
-    for layer, kind in wanted:
-        if (layer.name, kind) not in found:
-            weight = tensor(graph, layer.weight, device.torch_device, network.quantised) if kind.weighs else None
-            found[layer.name, kind] = method.counter(kind, None if weight is None else to_matrix(layer, weight).contiguous())
-            taps.append(tap(layer, found[layer.name, kind], source.count, fixed_batch(source.inputs) or batch))
+    for layer, asked in wanted:
+        owner = wide_owner(network, layer) if asked is Moments else None
+        kind = asked if owner is None else Contributions
+        if (layer.name, kind) in found:
+            continue
+        weight = tensor(graph, layer.weight, device.torch_device, network.quantised) if kind.weighs else None
+        matrix = None if weight is None else to_matrix(layer, weight).contiguous()
+        statistic = method.counter(kind, matrix) if owner is None or matrix is None else Contributions(matrix, owner)
+        found[layer.name, kind] = statistic
+        taps.append(tap(layer, statistic, source.count, fixed_batch(source.inputs) or batch))
     observe(graph, taps, source, batch=batch, device=device, seed=seed, progress=progress)
     gains = measure_gains(graph, readers, source, device=device, seed=seed, progress=progress) if weigh else {}
     return Evidence(found, gains)

@@ -14,6 +14,7 @@ from torch import Tensor
 from onnxprune.calibration.observe import Tap
 from onnxprune.calibration.quota import batches_wanted, samples_wanted
 from onnxprune.contract import Statistic
+from onnxprune.contract.contributions import WIDEST
 from onnxprune.devices import Device
 from onnxprune.errors import ModelError
 from onnxprune.graph.facts import FLOATS
@@ -58,6 +59,17 @@ def observable(graph: Graph, network: Network, names: Set[str]) -> list[Layer]:
     """Those that are layers and whose inputs and outputs are numbers, not the integers of a quantised model."""
     layers = [network.layer[name] for name in sorted(names) if name in network.layer]
     return [layer for layer in layers if graph.types[layer.input] in FLOATS and graph.types[layer.output] in FLOATS]
+
+
+def wide_owner(network: Network, layer: Layer) -> Tensor | None:
+    """(inputs,): the number of the channel that each input of a wide dense layer belongs to; None for other layers."""
+    if layer.op.startswith("Conv") or layer.side == "left":
+        return None
+    channels = network.tensor_channels.get(layer.input, {}).get(len(layer.input_shape) - 1)
+    if channels is None or len(channels) <= WIDEST:
+        return None
+    distinct, owner = np.unique(channels, return_inverse=True)
+    return torch.from_numpy(owner) if len(distinct) < len(channels) else None
 
 
 def tap(layer: Layer, statistic: Statistic, count: int, batch: int) -> Tap:

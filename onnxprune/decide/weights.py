@@ -270,14 +270,13 @@ def _levels(kept: float) -> list[float]:
     return [share for factor in LEVELS if (share := kept * factor) < LEAST_TRIED]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Decided:
-    """Plans and quotas by parameter, and what the method tells of its bounds. `removed`: weights that go and were not zero."""
+    """Plans and quotas by parameter, and what the method tells of its bounds."""
 
     plans: dict[str, LayerPlan]
     quotas: dict[str, Quota]
     facts: dict[str, Mapping[str, Any]]
-    removed: int = 0
 
 
 def decide(
@@ -325,7 +324,6 @@ def within(method: WeightMethod, views: Views, epsilon: float, seed: int) -> Dec
         found.quotas[view.name] = Quota(int(plan.keep.sum()))
         plan.check(view, found.quotas[view.name])
         found.plans[view.name] = plan
-        found.removed += int((~plan.keep & (view.matrix != 0)).sum())
         if told := method.facts(view, plan):
             found.facts[view.name] = told
     return found

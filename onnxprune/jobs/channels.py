@@ -60,7 +60,7 @@ class ChannelJob(Job):
             with self.clock.stage("labels"):
                 asked = self._required(decisions)
         with self.clock.stage("decide"):
-            plans, counts = self._decide(decisions, asked)
+            plans, counts = self._decide(decisions, self.request.epsilon if asked is None else asked.epsilon)
         alive = self.network.alive({name: plan.keep.numpy(force=True) for name, plan in plans.items()})
         with self.clock.stage("rewrite"):
             made = cut(self.graph, self.network, alive)
@@ -73,7 +73,10 @@ class ChannelJob(Job):
         if self._tells_bounds:
             with self.clock.stage("bounds"):
                 told["bounds"] = self._bounds(decisions, plans, asked)
-        return Outcome(made.model, done, left, told, account.missed_channels(told["alignment"]))
+        warnings = account.missed_channels(told["alignment"])
+        if all(counts[d.view.name] == d.view.channels for d in decisions):
+            warnings += self.all_stays("channel")
+        return Outcome(made.model, done, left, told, warnings)
 
     def options(self) -> dict[str, Any]:
         request = self.request
@@ -104,14 +107,9 @@ class ChannelJob(Job):
         request = self.request
         return self.method.bounded and request.repair_kind == "none" and request.reweigh
 
-    def _decide(
-        self, decisions: Sequence[decide.Decision], asked: guarantee.Required | None
-    ) -> tuple[dict[str, ChannelPlan], Counts]:
-        epsilon = self.request.epsilon if asked is None else asked.epsilon
+    def _decide(self, decisions: Sequence[decide.Decision], epsilon: float | None) -> tuple[dict[str, ChannelPlan], Counts]:
         if epsilon is not None:
             plans = decide.within(self.method, decisions, epsilon, self.request.seed)
-            if all(len(plans[d.view.name].keep) == d.view.channels for d in decisions):
-                raise self.nothing_within(epsilon, asked)
             return plans, {name: len(plan.keep) for name, plan in plans.items()}
         counts = self._budget(decisions)
         self._check_counts(decisions, counts)

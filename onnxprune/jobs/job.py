@@ -172,13 +172,14 @@ class Job(ABC):
         """The form in which the model is handed out; what changes by that is written into the report."""
         return model
 
-    def nothing_within(self, epsilon: float, asked: guarantee.Required | None) -> NothingToPruneError:
-        """Error-first, and the method's bound lets nothing go."""
-        what = f"within an error of {epsilon:.3g} nothing may go by the bound of {self.method.name}"
-        if asked is not None:
-            what += f", and more would not guarantee {asked.share:.0%} of the labels ({asked.layer!r})"
-        more = "more error" if asked is None else "fewer labels"
-        return NothingToPruneError(what, f"ask for {more}, or for a --ratio: its cost is measured, not promised")
+    def all_stays(self, what: str) -> list[str]:
+        """A warning for an error-first run that took nothing."""
+        request = self.request
+        if not request.error_first:
+            return []
+        share = f"{request.guarantee_labels} of the labels guaranteed"
+        allowed = share if request.epsilon is None else f"an error of at most {request.epsilon:g}"
+        return [f"no {what} may go with {allowed}: the method's bound needs all of them; allow more, or give --ratio"]
 
     def batch(self) -> int:
         """As many samples at a time as was asked for, fewer where their activations are large: beyond that only memory grows."""

@@ -65,7 +65,7 @@ class WeightJob(Job):
             views = decide.Views(
                 self.graph, chosen, self.method, self.samples.calibration, self.batch(), self.device, request.seed, self.progress
             )
-            decided = self._decide(views, chosen, asked)
+            decided = self._decide(views, chosen, request.epsilon if asked is None else asked.epsilon)
         thinned = {site.name: Thinned(site.layer, decided.plans[site.name]) for site in chosen}
         with self.clock.stage("rewrite"):
             model = sparsify(self.graph, thinned)
@@ -87,14 +87,10 @@ class WeightJob(Job):
         """A bound is about weights as the method leaves them."""
         return self.method.bounded and self.request.repair_kind == "none"
 
-    def _decide(self, views: decide.Views, chosen: Sequence[decide.Site], asked: guarantee.Required | None) -> decide.Decided:
+    def _decide(self, views: decide.Views, chosen: Sequence[decide.Site], epsilon: float | None) -> decide.Decided:
         request = self.request
-        epsilon = request.epsilon if asked is None else asked.epsilon
         if epsilon is not None:
-            decided = decide.within(self.method, views, epsilon, request.seed)
-            if not decided.removed:
-                raise self.nothing_within(epsilon, asked)
-            return decided
+            return decide.within(self.method, views, epsilon, request.seed)
         decided = decide.decide(
             self.method, views, chosen, request.budget, request.share_removed, request.pattern, request.seed,
             bounds=self._tells_bounds,
@@ -104,11 +100,11 @@ class WeightJob(Job):
         return decided
 
     def _limits(self, rows: Sequence[WeightFigures]) -> list[str]:
-        """Where floors kept more weights than was asked for, or some matrices lost all of theirs."""
+        """Where floors kept more weights than was asked for, an error allowed none to go, or some matrices lost all of theirs."""
         chosen = [row for row in rows if row["reason"] is None]
         emptied = account.emptied([row["name"] for row in chosen if row["zeros_before"] < row["zeros"] == row["weights"]])
         if self.request.error_first:
-            return emptied
+            return emptied or (self.all_stays("weight") if all(r["zeros"] == r["zeros_before"] for r in chosen) else [])
         got = sum(row["zeros"] for row in chosen) / max(sum(row["weights"] for row in chosen), 1)
         why = f"every layer keeps {100 * FLOOR:g} % of its weights, or one, where layers compete"
         remedy = "ask for less, or let each lose the same share: --budget uniform"

@@ -60,8 +60,9 @@ def one_line(stderr, *says):
 
 def process(*args, before="", **options):
     """The command in a process of its own; `before` is Python to run first."""
-    # A shell that starts the tests in the background has its children ignore Ctrl-C, and theirs.
-    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    # A shell that starts the tests in the background has its children ignore Ctrl-C, and theirs; nohup likewise hang-ups.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    heard += "hasattr(signal, 'SIGHUP') and signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
     code = f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'cli')]!r}; sys.argv[1:] = {[str(a) for a in args]!r}\n{before}\n"
     code = heard + code + "from onnxprune_cli.__main__ import start\nstart()"
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)

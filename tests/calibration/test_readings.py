@@ -64,14 +64,20 @@ def test_weights_and_moments_give_the_variance_of_what_the_layer_makes(name):
             value = made[layer.output].astype(np.float64)
             axis = 1 if layer.op.startswith("Conv") else value.ndim - 1
             rows = np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis])
-            covariance = reading.products.clone()
+            covariance, mean = reading.products.clone(), mean_of(view, reader.layer)
             size = len(covariance) // layer.groups
             for g in range(layer.groups):
                 part = slice(g * size, (g + 1) * size)
-                covariance[part, part] -= torch.outer(reading.mean[part], reading.mean[part])
+                covariance[part, part] -= torch.outer(mean[part], mean[part])
             told = float(torch.einsum("io,ij,jo->", reading.weights, covariance, reading.weights))
             assert told == pytest.approx(rows.var(0).sum(), rel=1e-4)
             assert reading.gain == view.gains[reader.layer] > 0
+
+
+def mean_of(view, layer):
+    patches = view.statistic(layer, PatchMoments)
+    counted = view.statistic(layer, Moments) if patches is None or patches.total is None else patches
+    return (counted.total / counted.count).flatten()
 
 
 def view(*kinds, widest=None):

@@ -171,7 +171,9 @@ def dead(x):
 def exact_loss(v, c):
     """Refitted without ridge or shrinkage."""
     (reading,) = readings(v)
-    h = (reading.products - torch.outer(reading.mean, reading.mean)).numpy()
+    seen = v.statistic(v.readers[0].layer, PatchMoments) or v.statistic(v.readers[0].layer, Moments)
+    mean = (seen.total / seen.count).flatten()
+    h = (reading.products - torch.outer(mean, mean)).numpy()
     gone = reading.positions[c].tolist()
     stay = [i for i in range(len(h)) if i not in gone]
     cross, w = h[np.ix_(stay, gone)], reading.weights.numpy()[gone]

@@ -22,8 +22,12 @@ PRECISE = 1024
 EXACT = 2 * 10**9
 # Smallest to largest pivot of a Cholesky factor below which a matrix counts as singular.
 SINGULAR = 1e-5
-# Steps of conjugate gradients, and the share of the whole gain so far below which a step is the last.
+# Pivots of a wide matrix of unit diagonal above which float32 is enough for its inverse.
+STEADY = 0.01
+# Steps of conjugate gradients, and the share of the error that is left below which what a step gains makes it the last.
 STEPS, LITTLE = 60, 1e-4
+# Share of the whole below which an error is rounding.
+ROUNDING = 1e-9
 # x x^T is symmetric: from this width on it is computed in strips up to the diagonal, five eighths of the multiplications.
 WIDE, BLOCKS = 128, 4
 
@@ -57,8 +61,8 @@ class Quadratic(ABC):
         """The function that takes values to values (H + shift I)^-1."""
 
     @abstractmethod
-    def scaled(self, factors: Tensor) -> Quadratic:
-        """diag(factors) H diag(factors)."""
+    def normal(self) -> Quadratic:
+        """D^-1 H D^-1 of unit diagonal, D = diag(H)^1/2; products in float32, for what a shift makes well conditioned."""
 
     @abstractmethod
     def ordered(self, order: Tensor) -> Quadratic:
@@ -101,8 +105,8 @@ class Sweep(ABC):
 class Dense(Quadratic):
     """H itself."""
 
-    def __init__(self, matrix: Tensor) -> None:
-        self.dtype = torch.float64 if matrix.shape[-1] <= PRECISE else torch.float32
+    def __init__(self, matrix: Tensor, *, precise: bool = True) -> None:
+        self.dtype = torch.float64 if precise and matrix.shape[-1] <= PRECISE else torch.float32
         self.matrix = matrix.to(self.dtype)
         self.diagonal = self.matrix.diagonal(dim1=1, dim2=2)
 
@@ -115,8 +119,9 @@ class Dense(Quadratic):
         factor = cholesky(shifted)
         return lambda values: torch.cholesky_solve(values.transpose(1, 2), factor).transpose(1, 2)
 
-    def scaled(self, factors: Tensor) -> Dense:
-        return Dense(self.matrix * factors[:, :, None] * factors[:, None, :])
+    def normal(self) -> Dense:
+        scale = 1 / self.diagonal.sqrt()
+        return Dense(self.matrix * scale[:, :, None] * scale[:, None, :], precise=False)
 
     def ordered(self, order: Tensor) -> Dense:
         return Dense(self.matrix[:, order[:, None], order])
@@ -132,6 +137,10 @@ class Dense(Quadratic):
         return found
 
     def inverse_diagonal(self) -> Tensor:
+        if self.dtype == torch.float32:
+            factor, info = torch.linalg.cholesky_ex(self.normal().matrix)
+            if not bool(info.any()) and bool((factor.diagonal(dim1=1, dim2=2) > STEADY).all()):
+                return torch.cholesky_inverse(factor).diagonal(dim1=1, dim2=2).double() / self.diagonal
         return torch.diagonal(self.inverse(), dim1=1, dim2=2)
 
     def block(self, group: int, where: Tensor) -> Tensor:
@@ -189,8 +198,9 @@ class Thin(Quadratic):
         kernel.diagonal(dim1=1, dim2=2).add_(1.0)
         return kernel
 
-    def scaled(self, factors: Tensor) -> Thin:
-        return Thin(self.samples * factors[:, None], self.ridge * factors**2)
+    def normal(self) -> Thin:
+        scale = 1 / self.diagonal.sqrt()
+        return Thin(self.samples * scale[:, None], self.ridge * scale**2)
 
     def ordered(self, order: Tensor) -> Thin:
         return Thin(self.samples[:, :, order], self.ridge[:, order])
@@ -250,15 +260,15 @@ def cholesky(matrix: Tensor) -> Tensor:
     return factor
 
 
-def fit_on_mask(quadratic: Quadratic, right: Tensor, start: Tensor, mask: Tensor, steps: int = STEPS) -> Tensor:
+def fit_on_mask(quadratic: Quadratic, right: Tensor, start: Tensor, mask: Tensor, whole: float, steps: int = STEPS) -> Tensor:
     """V (groups, out, in), zero outside `mask`, with V H = right on it: each row the best on its own inputs.
 
-    Exact where the factorisations are cheap enough, else conjugate gradients from `start`.
+    Exact where the factorisations are cheap enough, else conjugate gradients from `start`. whole: the squared error of V = 0.
     """
     supports = [torch.unique(m, dim=0, return_inverse=True) for m in mask]
     cost = sum(float((support.sum(1).double() ** 3).sum()) / 3 for support, _ in supports)
     if cost > EXACT:
-        return conjugate_gradients(quadratic, right, start, mask, steps)
+        return conjugate_gradients(quadratic, right, start, mask, whole, steps)
     found = torch.zeros_like(right, dtype=torch.float64)
     for group, (support, owner) in enumerate(supports):
         for number, keep in enumerate(support):
@@ -270,27 +280,30 @@ def fit_on_mask(quadratic: Quadratic, right: Tensor, start: Tensor, mask: Tensor
     return found
 
 
-def conjugate_gradients(quadratic: Quadratic, right: Tensor, start: Tensor, mask: Tensor, steps: int = STEPS) -> Tensor:
+def conjugate_gradients(
+    quadratic: Quadratic, right: Tensor, start: Tensor, mask: Tensor, whole: float, steps: int = STEPS
+) -> Tensor:
     """Approximate solution on the mask, all rows at once, from `start`; Jacobi preconditioned, one product with H per step.
 
-    Ends early where a step gains little of what those before it gained.
+    The error is known throughout (`whole` at V = 0, and every step tells what it gains): it ends where a step gains little of it.
     """
     kind = quadratic.dtype
     scale = 1 / quadratic.diagonal.clamp(min=1e-30)[:, None]
-    value = (start * mask).to(kind)
-    residual = (right.to(kind) - quadratic.times(value)).mul_(mask)
+    value, right = (start * mask).to(kind), right.to(kind)
+    residual = right - quadratic.times(value)
+    error = whole - float((value * (right + residual)).sum(dtype=torch.float64))
+    residual = residual.mul_(mask)
     direction = residual * scale
     power = (residual * direction).sum(2, keepdim=True)
-    gained = 0.0
     for _ in range(steps):
         pushed = quadratic.times(direction).mul_(mask)
         curvature = (direction * pushed).sum(2, keepdim=True)
         length = torch.where(curvature > 0, power / curvature.clamp(min=1e-30), 0.0)
         value.addcmul_(length.expand_as(value), direction)
         residual.addcmul_(length.expand_as(value), pushed, value=-1)
-        gain = float((length * power).sum())
-        gained += gain
-        if not gain > LITTLE * gained:
+        gain = float((length * power).sum(dtype=torch.float64))
+        error -= gain
+        if not gain > LITTLE * max(error, ROUNDING * whole):
             break
         towards = residual * scale
         after = (residual * towards).sum(2, keepdim=True)

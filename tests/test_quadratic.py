@@ -25,14 +25,14 @@ def forms(ridge=0.3):
 def test_products_solutions_and_diagonals_are_those_of_the_matrix(kind):
     found, h, weights = forms()
     form, w = found[kind], weights.double()
-    factors = torch.linspace(0.5, 2, INPUTS).expand(GROUPS, INPUTS)
+    root = h.diagonal(dim1=1, dim2=2).sqrt()
     order = torch.randperm(INPUTS, generator=torch.Generator().manual_seed(1))
     shifted = h + 0.7 * torch.eye(INPUTS)
     assert torch.allclose(form.times(weights).double(), w @ h, atol=1e-4)
     assert torch.allclose(form.solver(0.7)(weights.to(form.dtype)).double(), w @ torch.linalg.inv(shifted), atol=1e-5)
     assert torch.allclose(form.diagonal.double(), h.diagonal(dim1=1, dim2=2), atol=1e-5)
     assert torch.allclose(form.inverse_diagonal(), torch.linalg.inv(h).diagonal(dim1=1, dim2=2), rtol=1e-5)
-    assert torch.allclose(form.scaled(factors).times(weights).double(), w @ (factors[0, :, None] * h * factors[0]), atol=1e-4)
+    assert torch.allclose(form.normal().times(weights).double(), w @ (h / root[:, :, None] / root[:, None]), atol=1e-4)
     assert torch.allclose(form.ordered(order).times(weights).double(), w @ h[:, order][:, :, order], atol=1e-4)
     where = torch.tensor([1, 4, 5])
     assert torch.allclose(form.block(1, where), h[1][where][:, where], atol=1e-5)
@@ -78,7 +78,8 @@ def test_rows_are_fitted_on_their_own_inputs_and_alike_ones_once(monkeypatch):
     plain = torch.linalg.cholesky_ex
     monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda m: factored.append(m) or plain(m))
     right = found["dense"].times(weights)
-    fitted = fit_on_mask(found["dense"], right, weights, mask)
+    whole = found["dense"].error(weights)
+    fitted = fit_on_mask(found["dense"], right, weights, mask, whole)
     assert len(factored) == 5
     for g in range(GROUPS):
         for row in range(OUT):
@@ -86,22 +87,21 @@ def test_rows_are_fitted_on_their_own_inputs_and_alike_ones_once(monkeypatch):
             best = torch.zeros(INPUTS, dtype=torch.float64)
             best[where] = torch.linalg.solve(h[g][where][:, where], (h[g] @ weights[g, row].double())[where])
             assert torch.allclose(fitted[g, row], best, atol=1e-6)
-    thin = fit_on_mask(found["thin"], found["thin"].times(weights), weights, mask)
+    thin = fit_on_mask(found["thin"], found["thin"].times(weights), weights, mask, whole)
     assert torch.allclose(thin, fitted, atol=1e-4)
     monkeypatch.setattr(module, "EXACT", 0)
     for kind in ("dense", "thin"):
-        near = fit_on_mask(found[kind], found[kind].times(weights), weights, mask)
+        near = fit_on_mask(found[kind], found[kind].times(weights), weights, mask, whole)
         assert not bool(near[~mask].any())
         assert found["dense"].error(near - weights) <= 1.001 * found["dense"].error(fitted - weights)
 
 
 def test_more_steps_are_never_worse():
     found, _, weights = forms()
+    form, whole = found["dense"], found["dense"].error(weights)
     mask = torch.rand(weights.shape, generator=torch.Generator().manual_seed(3)) < 0.5
-    right = found["dense"].times(weights)
-    errors = [
-        found["dense"].error(conjugate_gradients(found["dense"], right, weights, mask, steps) - weights) for steps in range(7)
-    ]
+    right = form.times(weights)
+    errors = [form.error(conjugate_gradients(form, right, weights, mask, whole, steps) - weights) for steps in range(7)]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < errors[0]
 

@@ -190,13 +190,14 @@ def _best_ridge(
 
 def normal_equations(
     data: Regression, w0: Tensor, b0: Tensor, ridge: float, free_bias: bool
-) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-    """System (groups, in, in) and right-hand side (groups, in, out) of the weights; the bias that goes with weights once found.
+) -> tuple[Tensor, Tensor, float, Callable[[Tensor], Tensor]]:
+    """System (groups, in, in) and right-hand side (groups, in, out) of the weights, the objective where all weights are zero, and
+    the bias that goes with weights once found.
 
     Centred where the bias is free to take up the means. Both tensors are the caller's own.
     """
     # Changed in place, for a wide layer's are hundreds of megabytes.
-    system, mean, right, target, _ = data.means()
+    system, mean, right, target, squares = data.means()
     if free_bias:
         system.baddbmm_(mean[:, :, None], mean[:, None, :], alpha=-1)
     right.baddbmm_(mean[:, :, None], (target if free_bias else b0)[:, None, :], alpha=-1)
@@ -205,14 +206,16 @@ def normal_equations(
     damping = ridge * variance.mean(1) + 1e-10 * variance.mean() + 1e-12
     variance += damping[:, None]
     right += damping[:, None, None] * w0.transpose(1, 2)
-    return system, right, lambda weight: target - torch.einsum("goi,gi->go", weight, mean) if free_bias else b0
+    taken_up = target if free_bias else b0
+    whole = (squares - taken_up * (2 * target - taken_up)).sum() + (damping[:, None, None] * w0**2).sum()
+    return system, right, float(whole), lambda weight: target - torch.einsum("goi,gi->go", weight, mean) if free_bias else b0
 
 
 def _solve(data: Regression | Sampled, w0: Tensor, b0: Tensor, ridge: float, free_bias: bool) -> Solution | None:
     """The weights that solve the normal equations; None if they cannot be factorised."""
     if isinstance(data, Sampled):
         return data.ridge(w0, b0, ridge, free_bias)
-    system, right, bias = normal_equations(data, w0, b0, ridge, free_bias)
+    system, right, _, bias = normal_equations(data, w0, b0, ridge, free_bias)
     info = torch.empty(len(system), dtype=torch.int32, device=system.device)
     torch.linalg.cholesky_ex(system, out=(system, info))
     if bool(info.any()):

@@ -23,6 +23,6 @@ def masked_least_squares(fit: Regression, held: Regression, weight: Tensor, bias
 
 def _solve(data: Regression, w0: Tensor, b0: Tensor, ridge: float, free_bias: bool) -> Solution | None:
     """Normal equations restricted to the mask; None if they cannot be solved."""
-    system, right, bias = normal_equations(data, w0, b0, ridge, free_bias)
-    weight = fit_on_mask(Dense(system), right.transpose(1, 2), w0, w0 != 0).double()
+    system, right, whole, bias = normal_equations(data, w0, b0, ridge, free_bias)
+    weight = fit_on_mask(Dense(system), right.transpose(1, 2), w0, w0 != 0, whole).double()
     return (weight, bias(weight)) if bool(torch.isfinite(weight).all()) else None

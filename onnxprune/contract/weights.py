@@ -9,7 +9,7 @@ WeightMethod   score -> (budget) -> decide
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -178,6 +178,14 @@ class WeightMethod(Method):
         Serves the budget `bound` (OptAlloc), error-first pruning (epsilon) and the report. None: the paper has no bound.
         """
         return None
+
+    def losses(self, view: LayerView, counts: Sequence[int], rng: torch.Generator) -> list[float]:
+        """What the layer loses with each of these numbers of weights: the squared `error` of plans that are tried.
+
+        Serves the scope `gain`, which needs no plan for that: a method that can tell for less than a plan takes overrides it.
+        """
+        scores = check_weight_scores(self, view, self.score(view))
+        return [(self.decide(view, scores, Quota(count), rng).error or 0.0) ** 2 for count in counts]
 
     @property
     def bounded(self) -> bool:

@@ -256,13 +256,11 @@ def _trials(method: WeightMethod, views: Views, found: Sequence[Site], ratio: fl
     typical = float(np.median(list(gains.values()))) if gains else 1.0
     trials = {}
     for view in views:
-        scores = check_weight_scores(method, view, method.score(view))
         size, there = view.matrix.numel(), int((view.matrix != 0).sum())
         counts = [0, *sorted(n for n in {round(share * size) for share in _levels(1 - ratio)} if 0 < n < there), there]
-        plans = [method.decide(view, scores, Quota(count), generator(seed, view.name)) for count in counts[:-1]]
         gain = gains.get(view.name, typical)
-        losses = [gain * (plan.error or 0.0) ** 2 for plan in plans] + [0.0]
-        trials[view.name] = Trials(counts, losses, zeros=size - there)
+        losses = [gain * loss for loss in method.losses(view, counts[:-1], generator(seed, view.name))]
+        trials[view.name] = Trials(counts, [*losses, 0.0], zeros=size - there)
     return trials
 
 

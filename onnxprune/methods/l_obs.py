@@ -150,7 +150,7 @@ class LObs(SecondOrder):
                     raise UsageError(f"{view.name!r} is too wide for update=stale", "use update=optimal, or skip it")
                 return stale_update(weights, quadratic.inverse(), scores, keep).to(view.matrix)
         right = quadratic.times(view.matrix)
-        return fit_on_mask(quadratic, right, weights, keep).to(view.matrix)
+        return fit_on_mask(quadratic, right, weights, keep, float((right * view.matrix).sum())).to(view.matrix)
 
     def _tolerated(
         self, view: LayerView, scores: Tensor, quota: Quota, quadratic: Quadratic, plan: LayerPlan

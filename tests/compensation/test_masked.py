@@ -71,7 +71,7 @@ def test_every_step_of_conjugate_gradients_lowers_the_loss():
     def loss(value):
         return float((value @ system * value).sum() / 2 - (right * value).sum())
 
-    found = [conjugate_gradients(Dense(system[None]), right[None], weight, mask, steps)[0] for steps in range(8)]
+    found = [conjugate_gradients(Dense(system[None]), right[None], weight, mask, 0.0, steps)[0] for steps in range(8)]
     losses = [loss(value) for value in found]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0]

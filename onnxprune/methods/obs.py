@@ -32,8 +32,8 @@ from onnxprune.errors import UsageError
 from onnxprune.quadratic import Quadratic, conjugate_gradients, fit_on_mask
 
 DAMPING = Option(0.01, "ridge on the second moments of a layer's inputs, as a share of their mean (lambda)")
-# First, least and largest penalty; iterations between two looks at the support (odd: over-relaxed, it may swing to and fro), and at
-# most; over-relaxation.
+# First, least and largest penalty; iterations between two looks at the support (odd: over-relaxed, it may swing to and fro), and
+# at most; over-relaxation.
 RHO, RHO_LEAST, RHO_MOST, EVERY, MOST, RELAXED = 0.1, 1e-6, 1e6, 5, 300, 1.7
 # Share of the support that changed: the penalty is too strong at first if it is below MOVED.
 MOVED = 0.005
@@ -152,17 +152,17 @@ class Obs(SecondOrder):
 
     def tried(self, view: LayerView, counts: Sequence[int], rng: torch.Generator) -> list[float]:
         """All counts at once: the rows once for each, so that they share the factorisations; fewer iterations."""
-        size = view.matrix.shape[1]
+
+        def apart(values: Tensor) -> Sequence[Tensor]:
+            return values.reshape(len(values), len(counts), *view.matrix.shape[1:]).unbind(1)
 
         def choose(values: Tensor) -> Tensor:
-            parts = zip(values.split(size, 1), counts, strict=True)
-            return torch.cat([Quota(count).choose(part, view) for part, count in parts], 1)
+            return torch.cat([Quota(count).choose(part, view) for part, count in zip(apart(values), counts, strict=True)], 1)
 
         scaled = Scaled(self.quadratic(view), view.matrix.repeat(1, len(counts), 1))
         dense = admm(scaled, choose, QUICK)
         fitted = conjugate_gradients(scaled.quadratic, scaled.right, dense, choose(dense.abs()), scaled.error, TRIED_STEPS)
-        change = fitted - scaled.weights
-        return [scaled.quadratic.error(part) for part in change.split(size, 1)]
+        return [scaled.quadratic.error(change) for change in apart(fitted - scaled.weights)]
 
 
 Choose = Callable[[Tensor], Tensor]
